@@ -1,0 +1,66 @@
+"""From a prompt's label to weights over teachers: rows of routes (B, K) are not negative and sum to 1."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+
+from flowopd.errors import ConfigError, DataError
+from flowopd.gaussian import widen
+from flowopd.shapes import Batch, PerTeacher, Routes
+
+
+class LabelRouter:
+    """Routes by label, hard or soft, without a state.
+
+    `table` maps a label to a teacher, or to `{teacher: weight}`; weights are scaled to sum to 1. For example
+    `LabelRouter({"ocr": "text", "mixed": {"text": 1.0, "layout": 3.0}}, teachers=["text", "layout"])`.
+    Raises ConfigError for a repeated or unknown teacher, an empty table, and weights that are negative, not
+    finite, or all zero.
+    """
+
+    def __init__(self, table: Mapping[str, str | Mapping[str, float]], teachers: Sequence[str]) -> None:
+        if not table or len(set(teachers)) < len(teachers):
+            raise ConfigError(
+                f"routing needs labels and distinct teachers, got {sorted(table)} and {list(teachers)}"
+            )
+        self.teachers = tuple(teachers)
+        self._rows = {label: _row(label, route, self.teachers) for label, route in table.items()}
+
+    def __call__(self, labels: Sequence[str]) -> Routes:
+        """The float32 weights (B, K) of these samples. Raises DataError for a label without a route."""
+        unknown = sorted(set(labels) - set(self._rows))
+        if unknown:
+            raise DataError(
+                f"no route for label {unknown[0]!r}; known labels: {', '.join(sorted(self._rows))}"
+            )
+        return torch.tensor([self._rows[label] for label in labels]).reshape(len(labels), len(self.teachers))
+
+
+def mix(routes: Routes, velocities: PerTeacher) -> Batch:
+    """The routed velocity `sum_k alpha_k v_k` (2605.08063), in float32 at least."""
+    return torch.einsum("bk,kb...->b...", routes.to(widen(velocities)), widen(velocities))
+
+
+def _row(label: str, route: str | Mapping[str, float], teachers: Sequence[str]) -> list[float]:
+    weights = {route: 1.0} if isinstance(route, str) else dict(route)
+    for teacher, weight in weights.items():
+        if teacher not in teachers:
+            raise ConfigError(
+                f"route {label!r} names an unknown teacher {teacher!r}{_hint(teacher, teachers)}"
+            )
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(
+                f"route {label!r} gives {teacher!r} the weight {weight}; weights are finite and >= 0"
+            )
+    total = sum(weights.values())
+    if not total > 0:
+        raise ConfigError(
+            f"the weights of route {label!r} sum to {total}; give at least one teacher a positive one"
+        )
+    return [weights.get(teacher, 0.0) / total for teacher in teachers]
+
+
+def _hint(teacher: str, teachers: Sequence[str]) -> str:
+    near = get_close_matches(teacher, teachers, n=1, cutoff=0.0)
+    return f"; did you mean {near[0]!r}?" if near else "; there are no teachers"
