@@ -1,0 +1,82 @@
+"""Wish -> words: the plain phrasing of each domain, and other words for the same thing.
+
+A domain is what a prompt file is about and the label its prompts are routed by: `composition` (GenEval's tasks),
+`text` (signs) and `quality` (any objects, drawn well).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flowopd.mini.wishes import Part, Wish
+from flowopd.mini.world import NUMBERS, PLURALS, Sign
+
+LEADS = {
+    "composition": ("a photo of", "a picture of", "an image of"),
+    "quality": ("a drawing of", "an illustration of", "a painting of"),
+}
+SIGNS = ('{plate} that says "{text}"', '{plate} with the text "{text}"', '{plate} saying "{text}"')
+SIGNS_IN_OTHER_WORDS = (
+    '"{text}" is written on {plate}',
+    'the letters "{text}" on a sign that is {colour}',
+    'there is {plate} and it reads "{text}"',
+)
+IN_OTHER_WORDS: dict[str, tuple[str, ...]] = {
+    "single_object": ("there is {a}", "{a} is shown here", "just {a}"),
+    "two_object": ("there is {a} together with {b}", "{a} with {b}", "both {a} and {b} are shown here"),
+    "counting": ("there are {n} {many}", "{n} {many} are shown here", "{many} , {n} of them"),
+    "colors": ("there is {ka} that is {ca}", "{ka} painted {ca}", "{ka} and it is {ca}"),
+    "position": ("{rel} {b} there is {a}", "there is {a} {rel} {b}", "{a} is shown {rel} {b}"),
+    "color_attr": (
+        "{ka} that is {ca} and {kb} that is {cb}",
+        "there is {a} together with {b}",
+        "{ka} painted {ca} with {kb} painted {cb}",
+    ),
+}
+RELATIONS_IN_OTHER_WORDS = {
+    "left of": "to the left side of",
+    "right of": "to the right side of",
+    "above": "over",
+    "below": "under",
+}
+
+
+def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
+    """The plain phrasing of a wish in its domain."""
+    if wish.sign is not None:
+        return _sign(str(rng.choice(SIGNS)), wish.sign)
+    lead = str(rng.choice(LEADS[domain]))
+    joint = f" {wish.relation} " if wish.relation else " and "
+    return f"{lead} {joint.join(_noun(part) for part in wish.parts)}"
+
+
+def reworded(wish: Wish, rng: np.random.Generator) -> str:
+    """The same wish in words that no domain's plain phrasing uses."""
+    if wish.sign is not None:
+        return _sign(str(rng.choice(SIGNS_IN_OTHER_WORDS)), wish.sign)
+    first, second = wish.parts[0], wish.parts[-1]
+    return str(rng.choice(IN_OTHER_WORDS[wish.task])).format(
+        a=_noun(first),
+        b=_noun(second),
+        ka=_noun(Part(first.kind)),
+        kb=_noun(Part(second.kind)),
+        ca=first.colour,
+        cb=second.colour,
+        n=NUMBERS.get(first.count),
+        many=PLURALS[first.kind],
+        rel=RELATIONS_IN_OTHER_WORDS.get(wish.relation or ""),
+    )
+
+
+def _sign(template: str, sign: Sign) -> str:
+    plate = _noun(Part("sign", colour=sign.colour))
+    return template.format(plate=plate, colour=sign.colour, text=sign.text)
+
+
+def _noun(part: Part) -> str:
+    """`a red heart`, `an arrow`, `three hearts`."""
+    words = [part.colour] if part.colour else []
+    if part.count > 1:
+        return " ".join([NUMBERS[part.count], *words, PLURALS[part.kind]])
+    words.append(part.kind)
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])

@@ -1,0 +1,129 @@
+"""How the mini base is made from nothing: autoencoder, corpus, transformer with its text side, pipeline folder.
+
+Each part is kept in the output folder when it is done, so a run that was stopped goes on with the next part.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.training_utils import EMAModel
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowopd.mini.autoencoder import measure_scale, new_autoencoder, to_tensor, train_autoencoder
+from flowopd.mini.corpus import CorpusConfig, example
+from flowopd.mini.encoders import TextSide, new_text_side
+from flowopd.mini.transformer import BaseConfig, Latents, new_transformer, train_base
+
+Part = TypeVar("Part")
+SHIFT = 3.0
+"""Of the time grid, as in SD3.5."""
+
+
+class PretrainConfig(BaseModel):
+    """The whole recipe of the mini base; the defaults are the ones that made the shipped weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    autoencoder_steps: int = 3000
+    examples: int = 30_000
+    corpus: CorpusConfig = CorpusConfig()
+    base: BaseConfig = BaseConfig()
+    snapshot_every: int = 1000
+
+
+def pretrain(out: Path, config: PretrainConfig) -> Path:
+    """Train the mini base into `out/pipeline`, a `StableDiffusion3Pipeline` folder; returns that folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    vae = _autoencoder(out, config)
+    text = _seeded(config.seed, new_text_side)
+    data = _corpus(out, config, vae, text)
+    transformer = _seeded(config.seed + 1, new_transformer)
+
+    def snapshot(step: int, average: EMAModel) -> None:
+        if step and step % config.snapshot_every == 0:
+            model = [*transformer.parameters(), *text.encoders.parameters()]
+            average.store(model)
+            average.copy_to(model)
+            assemble(vae, text, transformer).save_pretrained(out / f"snapshot-{step}")
+            average.restore(model)
+
+    with (out / "base.jsonl").open("w") as log:
+        train_base(transformer, text, data, config.base, seed=config.seed, log=_writer(log, every=20), keep=snapshot)
+    assemble(vae, text, transformer).save_pretrained(out / "pipeline")
+    return out / "pipeline"
+
+
+def assemble(vae: AutoencoderTiny, text: TextSide, transformer: torch.nn.Module) -> StableDiffusion3Pipeline:
+    """All parts as one plain diffusers pipeline."""
+    encoders, tokenizers = text.encoders, text.tokenizers
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=encoders[0],
+        tokenizer=tokenizers[0],
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=encoders[2],
+        tokenizer_3=tokenizers[2],
+    )
+
+
+def _autoencoder(out: Path, config: PretrainConfig) -> AutoencoderTiny:
+    folder = out / "vae"
+    if not folder.exists():
+        vae = _seeded(config.seed, new_autoencoder)
+        with (out / "vae.jsonl").open("w") as log:
+            train_autoencoder(vae, steps=config.autoencoder_steps, seed=config.seed, log=_writer(log, every=20))
+        shift, scale = measure_scale(vae.eval(), seed=config.seed + 1)
+        vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+        vae.save_pretrained(folder)
+    return AutoencoderTiny.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def _corpus(out: Path, config: PretrainConfig, vae: AutoencoderTiny, text: TextSide) -> Latents:
+    path = out / "corpus.safetensors"
+    if not path.exists():
+        rng = np.random.default_rng(config.seed)
+        parts = [_encoded(config, vae, text, rng) for _ in range(0, config.examples, 100)]
+        save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
+    return Latents(**load_file(path))
+
+
+def _encoded(config: PretrainConfig, vae: AutoencoderTiny, text: TextSide, rng: np.random.Generator) -> dict[str, Tensor]:
+    examples = [example(config.corpus, rng) for _ in range(100)]
+    latents = vae.encoder(to_tensor(np.stack([e.picture for e in examples])))
+    return {
+        "latents": (latents - vae.config.shift_factor) * vae.config.scaling_factor,
+        "ids": text.tokenize([e.caption for e in examples]),
+        "layouts": torch.from_numpy(np.stack([e.layout for e in examples])),
+    }
+
+
+def _seeded(seed: int, make: Callable[[], Part]) -> Part:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def _writer(file: TextIO, every: int) -> Callable[[dict[str, float]], None]:
+    start = time.monotonic()
+
+    def write(row: dict[str, float]) -> None:
+        if row["step"] % every == 0:
+            file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
+            file.flush()
+
+    return write

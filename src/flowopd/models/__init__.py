@@ -1,0 +1,1 @@
+"""Model families: a pipeline folder or hub id -> velocity field, conditioning and decoding."""
