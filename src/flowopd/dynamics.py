@@ -83,9 +83,7 @@ class FlowSde(Dynamics):
 
     def __post_init__(self) -> None:
         if not 0 < self.a < math.inf:
-            raise ConfigError(
-                f"the noise level a of FlowSde must be positive, got {self.a}; 0.7 is usual, or use Ode"
-            )
+            raise ConfigError(f"the noise level a of FlowSde must be positive, got {self.a}; 0.7 is usual, or use Ode")
 
     def coefficients(self, t: Scalar, t_next: Scalar) -> Affine:
         dt = t_next - t
@@ -108,9 +106,7 @@ class Cps(Dynamics):
 
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
-            raise ConfigError(
-                f"the noise level eta of Cps must be in (0, 1], got {self.eta}; 0.7 is usual, or use Ode"
-            )
+            raise ConfigError(f"the noise level eta of Cps must be in (0, 1], got {self.eta}; 0.7 is usual, or use Ode")
 
     def coefficients(self, t: Scalar, t_next: Scalar) -> Affine:
         s = t_next

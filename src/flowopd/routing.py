@@ -21,9 +21,7 @@ class LabelRouter:
 
     def __init__(self, table: Mapping[str, str | Mapping[str, float]], teachers: Sequence[str]) -> None:
         if not table or len(set(teachers)) < len(teachers):
-            raise ConfigError(
-                f"routing needs labels and distinct teachers, got {sorted(table)} and {list(teachers)}"
-            )
+            raise ConfigError(f"routing needs labels and distinct teachers, got {sorted(table)} and {list(teachers)}")
         self.teachers = tuple(teachers)
         self._rows = {label: _row(label, route, self.teachers) for label, route in table.items()}
 
@@ -31,9 +29,7 @@ class LabelRouter:
         """The float32 weights (B, K) of these samples. Raises DataError for a label without a route."""
         unknown = sorted(set(labels) - set(self._rows))
         if unknown:
-            raise DataError(
-                f"no route for label {unknown[0]!r}; known labels: {', '.join(sorted(self._rows))}"
-            )
+            raise DataError(f"no route for label {unknown[0]!r}; known labels: {', '.join(sorted(self._rows))}")
         return torch.tensor([self._rows[label] for label in labels]).reshape(len(labels), len(self.teachers))
 
 
@@ -46,18 +42,12 @@ def _row(label: str, route: str | Mapping[str, float], teachers: Sequence[str]) 
     weights = {route: 1.0} if isinstance(route, str) else dict(route)
     for teacher, weight in weights.items():
         if teacher not in teachers:
-            raise ConfigError(
-                f"route {label!r} names an unknown teacher {teacher!r}{_hint(teacher, teachers)}"
-            )
+            raise ConfigError(f"route {label!r} names an unknown teacher {teacher!r}{_hint(teacher, teachers)}")
         if not 0 <= weight < float("inf"):
-            raise ConfigError(
-                f"route {label!r} gives {teacher!r} the weight {weight}; weights are finite and >= 0"
-            )
+            raise ConfigError(f"route {label!r} gives {teacher!r} the weight {weight}; weights are finite and >= 0")
     total = sum(weights.values())
     if not total > 0:
-        raise ConfigError(
-            f"the weights of route {label!r} sum to {total}; give at least one teacher a positive one"
-        )
+        raise ConfigError(f"the weights of route {label!r} sum to {total}; give at least one teacher a positive one")
     return [weights.get(teacher, 0.0) / total for teacher in teachers]
 
 

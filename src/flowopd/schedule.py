@@ -30,9 +30,7 @@ def sigma_grid(steps: int, shift: float = 3.0) -> Grid:
     shifted 1/1000. Raises ConfigError unless `steps` >= 1 and `shift` > 0.
     """
     if steps < 1:
-        raise ConfigError(
-            f"a grid needs at least one step, got {steps}; SD3.5 trains with 10 and samples with 40"
-        )
+        raise ConfigError(f"a grid needs at least one step, got {steps}; SD3.5 trains with 10 and samples with 40")
     lowest = shift_sigma(torch.tensor(1 / _TRAIN_STEPS, dtype=torch.float64), shift)
     u = torch.linspace(1, float(lowest), steps, dtype=torch.float64)
     return torch.cat([shift_sigma(u, shift), u.new_zeros(1)]).float()

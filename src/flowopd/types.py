@@ -32,9 +32,7 @@ class Condition:
         object.__setattr__(self, "tensors", dict(self.tensors))
         sizes = {name: tensor.shape[0] if tensor.ndim else None for name, tensor in self.tensors.items()}
         if len(set(sizes.values())) != 1 or None in sizes.values():
-            raise ConfigError(
-                f"condition tensors must share the batch as axis 0, got {sizes}; stack them by row"
-            )
+            raise ConfigError(f"condition tensors must share the batch as axis 0, got {sizes}; stack them by row")
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -50,9 +48,7 @@ class Condition:
     def expand(self, n: int) -> "Condition":
         """`n` views of a single row, without a copy. Raises ConfigError if there are more rows than one."""
         if len(self) != 1:
-            raise ConfigError(
-                f"only a condition of one row expands, this has {len(self)}; pick one with rows([i])"
-            )
+            raise ConfigError(f"only a condition of one row expands, this has {len(self)}; pick one with rows([i])")
         return self._map(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Condition":

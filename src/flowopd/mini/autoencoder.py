@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from flowopd.mini.corpus import CorpusConfig, example
-from flowopd.mini.muon import Muon
+from flowopd.mini.muon import optimizers
 
 CHANNELS = 6
 CARRIED = ("blur", "fade", "blotches")
@@ -55,8 +55,9 @@ def train_autoencoder(
     corpus = CorpusConfig(degraded=0.3, degradations=CARRIED)
     pool = np.stack([example(corpus, rng).picture for _ in range(pictures)])
     generator = torch.Generator().manual_seed(seed)
-    optimizers = _optimizers(vae, learning_rate)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: _rate(i / steps)) for o in optimizers]
+    vae.to(memory_format=torch.channels_last)
+    learners = optimizers(vae, learning_rate, adam_rate=learning_rate / 8)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: _rate(i / steps)) for o in learners]
     for step in range(steps):
         x = to_tensor(pool[rng.integers(0, pictures, batch)]).to(memory_format=torch.channels_last)
         z = vae.encoder(x)
@@ -64,20 +65,13 @@ def train_autoencoder(
         square, absolute, edges = (x - y).square().mean(), (x - y).abs().mean(), _edges(x - y)
         sharp = min(1.0, max(0.0, 3 * step / steps - 1))
         loss = 4 * square + sharp * (absolute + edges) + 1e-3 * z.square().mean()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        for learner in learners:
+            learner.zero_grad()
         loss.backward()
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
+        for learner, schedule in zip(learners, schedules, strict=True):
+            learner.step()
             schedule.step()
         log({"step": step, "square": square.item(), "absolute": absolute.item(), "edges": edges.item()})
-
-
-def _optimizers(vae: AutoencoderTiny, learning_rate: float) -> list[torch.optim.Optimizer]:
-    vae.to(memory_format=torch.channels_last)
-    matrices = [p for p in vae.parameters() if p.ndim > 1]
-    vectors = [p for p in vae.parameters() if p.ndim == 1]
-    return [Muon(matrices, learning_rate), torch.optim.AdamW(vectors, learning_rate / 8, weight_decay=0.0)]
 
 
 def _rate(progress: float) -> float:

@@ -83,7 +83,10 @@ def _star() -> list[Point]:
 def _heart() -> list[Point]:
     turns = np.linspace(0, 2 * math.pi, 60)
     return [
-        (math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
+        (
+            math.sin(a) ** 3,
+            -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16,
+        )
         for a in turns
     ]
 

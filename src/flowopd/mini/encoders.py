@@ -100,7 +100,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator(vocabulary(), trainer)
     state = json.loads(tokenizer.to_str())["model"]
-    return CLIPTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]], model_max_length=TOKENS)
+    return CLIPTokenizer(
+        vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]], model_max_length=TOKENS
+    )
 
 
 def t5_tokenizer() -> T5Tokenizer:

@@ -98,11 +98,13 @@ def _corpus(out: Path, config: PretrainConfig, vae: AutoencoderTiny, text: TextS
     if not path.exists():
         rng = np.random.default_rng(config.seed)
         parts = [_encoded(config, vae, text, rng) for _ in range(0, config.examples, 100)]
-        save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
+        save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
     return Latents(**load_file(path))
 
 
-def _encoded(config: PretrainConfig, vae: AutoencoderTiny, text: TextSide, rng: np.random.Generator) -> dict[str, Tensor]:
+def _encoded(
+    config: PretrainConfig, vae: AutoencoderTiny, text: TextSide, rng: np.random.Generator
+) -> dict[str, Tensor]:
     examples = [example(config.corpus, rng) for _ in range(100)]
     latents = vae.encoder(to_tensor(np.stack([e.picture for e in examples])))
     return {

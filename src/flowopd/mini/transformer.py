@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from flowopd.mini.autoencoder import CHANNELS
 from flowopd.mini.encoders import WIDTH, TextSide
 from flowopd.mini.layout import CELLS, CLASSES, COLOUR_CLASSES
+from flowopd.mini.muon import optimizers
 from flowopd.models.sd3 import Sd3Field
 from flowopd.objectives import FlowMatching
 from flowopd.schedule import logit_normal
@@ -25,16 +27,22 @@ class BaseConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = 8000
+    steps: int = 2300
     batch: int = 32
-    learning_rate: float = 2e-3
-    warmup: int = 200
+    learning_rate: float = 3e-3
+    warmup: int = 100
     weight_decay: float = 0.01
+    muon_iterations: int = 4
     ema: float = 0.999
     dropped_captions: float = 0.1
     time_mean: float = 0.5
     layout_weight: float = 0.1
     layout_block: int = 3
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate: a warm-up, then a cosine to nothing."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 @dataclass(frozen=True)
@@ -110,12 +118,14 @@ def train_base(
     model = nn.ModuleList([transformer, text.encoders])
     trained = [*model.parameters(), *head.parameters()]
     average = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75)
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    learners = optimizers(
+        nn.ModuleList([model, head]),
+        config.learning_rate,
+        adam_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        iterations=config.muon_iterations,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, config.steps, pct_start=config.warmup / config.steps, cycle_momentum=False
-    )
+    schedules = [torch.optim.lr_scheduler.LambdaLR(learner, config.rate) for learner in learners]
     empty = text.tokenize([""])[0]
     field, objective = Sd3Field(transformer), FlowMatching()
     generator = torch.Generator().manual_seed(seed)
@@ -126,11 +136,13 @@ def train_base(
         eps = torch.randn(x0.shape, generator=generator)
         loss, _ = objective(field, x0, text.encode(ids), t, eps)
         layout = head(data.layouts[rows])
-        optimizer.zero_grad()
+        for learner in learners:
+            learner.zero_grad()
         (loss.mean() + config.layout_weight * layout).backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
+        for learner, schedule in zip(learners, schedules, strict=True):
+            learner.step()
+            schedule.step()
         average.step(model.parameters())
         log({"step": step, "loss": loss.mean().item(), "layout": layout.item(), "grad_norm": norm.item()})
         keep(step, average)

@@ -156,7 +156,9 @@ def mistake(wish: Wish, rng: np.random.Generator) -> Wish:
         return replace(wish, relation=str(rng.choice([r for r in RELATIONS if r != wish.relation])))
     if wish.task == "counting":
         part = wish.parts[0]
-        return replace(wish, parts=(replace(part, count=int(rng.choice([n for n in (1, *NUMBERS) if n != part.count]))),))
+        return replace(
+            wish, parts=(replace(part, count=int(rng.choice([n for n in (1, *NUMBERS) if n != part.count]))),)
+        )
     parts = list(wish.parts)
     i = int(rng.integers(len(parts)))
     if parts[i].colour is not None:

@@ -1,18 +1,37 @@
-"""Stable Diffusion 3 and 3.5: the velocity field of a diffusers `SD3Transformer2DModel`."""
+"""Stable Diffusion 3 and 3.5: a diffusers pipeline folder or hub id -> velocity field, conditioning, pictures.
+
+Each part is loaded when it is first asked for: distillation needs the transformer alone, and the text encoders only
+until every prompt has been encoded.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from diffusers import SD3Transformer2DModel
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
+from flowopd.models.source import Source
+from flowopd.schedule import sigma_grid
+from flowopd.shapes import Grid
 from flowopd.types import Condition
+
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The layers that published SD3.5 adapters change: the attention of both streams."""
+
+LONGEST_T5 = 256
+"""Largest block of T5 tokens, as in the pipeline's default; a tokenizer with a shorter limit keeps its own."""
 
 
 @dataclass(frozen=True)
 class Sd3Field:
-    """The transformer as a `VelocityField`; `cond` carries `prompt_embeds` (B, L, E) and `pooled_prompt_embeds` (B, P)."""
+    """The transformer as a `VelocityField`; `cond` has `prompt_embeds` (B, L, E), `pooled_prompt_embeds` (B, P)."""
 
     transformer: SD3Transformer2DModel
 
@@ -25,3 +44,80 @@ class Sd3Field:
             pooled_projections=cond["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
+
+
+class Sd3:
+    """One pipeline, its parts loaded when they are needed."""
+
+    targets = TARGETS
+    make_field = Sd3Field
+
+    def __init__(
+        self, source: Source, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.source, self.device, self.dtype = source, torch.device(device), dtype
+
+    @cached_property
+    def transformer(self) -> SD3Transformer2DModel:
+        """The frozen base, on the device, in evaluation mode."""
+        transformer = self.source.load(SD3Transformer2DModel, "transformer", dtype=self.dtype)
+        return transformer.requires_grad_(False).eval().to(self.device)
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder, on the device, in fp32."""
+        without = dict.fromkeys(("transformer", *ENCODERS))
+        return self.source.load(StableDiffusion3Pipeline, **without).vae.eval().to(self.device)
+
+    @cached_property
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """The pipeline's own scheduler; only its settings are used."""
+        return self.source.load(FlowMatchEulerDiscreteScheduler, "scheduler")
+
+    def grid(self, steps: int) -> Grid:
+        """The times (steps + 1,) at which the pipeline samples with so many steps."""
+        return sigma_grid(steps, self.scheduler.config.shift)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture; None is the size that the transformer was made for."""
+        config = self.transformer.config
+        rows, columns = (size // self._pixels if size else config.sample_size for size in (height, width))
+        return config.in_channels, rows, columns
+
+    @cached_property
+    def _pixels(self) -> int:
+        """Pixels along one side of a latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The conditioning of B prompts, on the CPU. The encoders are loaded for it: see `free_encoders`."""
+        pipe = self._encoders
+        longest = min(LONGEST_T5, pipe.tokenizer_3.model_max_length) if pipe.tokenizer_3 else LONGEST_T5
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            list(texts),
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=longest,
+            device=self.device,
+        )
+        return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}).to("cpu", self.dtype)
+
+    @cached_property
+    def _encoders(self) -> StableDiffusion3Pipeline:
+        pipe = self.source.load(StableDiffusion3Pipeline, transformer=None, vae=None, dtype=self.dtype)
+        return pipe.to(self.device)
+
+    def free_encoders(self) -> None:
+        """Let the text encoders go."""
+        self.__dict__.pop("_encoders", None)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pictures (B, H, W, 3) uint8 of latents (B, C, h, w)."""
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        pictures = self.vae.decode(latents, return_dict=False)[0].float()
+        pictures = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return (pictures * 255).round().astype(np.uint8)

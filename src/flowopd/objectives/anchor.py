@@ -15,13 +15,9 @@ class Anchor:
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise ConfigError(
-                f"the anchor's weight must not be negative, got {self.weight}; the paper uses 0.02"
-            )
+            raise ConfigError(f"the anchor's weight must not be negative, got {self.weight}; the paper uses 0.02")
 
-    def __call__(
-        self, v: Batch, v_anchor: Batch, step_weight: Scalar | PerSample | float
-    ) -> tuple[PerSample, Metrics]:
+    def __call__(self, v: Batch, v_anchor: Batch, step_weight: Scalar | PerSample | float) -> tuple[PerSample, Metrics]:
         """Loss (B,) of velocities `v` against the anchor's, both (B, *shape), with the step's weight."""
         loss, metrics = ReverseKL()(v, v_anchor, step_weight)
         return self.weight * loss, {f"anchor_{name}": value for name, value in metrics.items()}

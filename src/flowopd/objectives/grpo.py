@@ -21,13 +21,9 @@ def group_advantages(rewards: PerSample, group: int, eps: float = 1e-4) -> PerSa
     A group of equal rewards gives 0. Raises ConfigError unless `group` >= 2 divides the number of rewards.
     """
     if group < 2 or len(rewards) % group:
-        raise ConfigError(
-            f"groups of {group} do not split {len(rewards)} rewards; use a divisor of at least 2"
-        )
+        raise ConfigError(f"groups of {group} do not split {len(rewards)} rewards; use a divisor of at least 2")
     grouped = rewards.reshape(-1, group)
-    advantages = (grouped - grouped.mean(1, keepdim=True)) / (
-        grouped.std(1, correction=0, keepdim=True) + eps
-    )
+    advantages = (grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, correction=0, keepdim=True) + eps)
     varied = grouped.amax(1, keepdim=True) > grouped.amin(1, keepdim=True)
     return torch.where(varied, advantages, 0.0).flatten()
 

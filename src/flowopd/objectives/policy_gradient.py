@@ -17,9 +17,7 @@ class SampledLogRatio:
 
     to_go: bool = False
 
-    def __call__(
-        self, log_prob_student: PerStepSample, log_prob_teacher: PerStepSample
-    ) -> tuple[PerSample, Metrics]:
+    def __call__(self, log_prob_student: PerStepSample, log_prob_teacher: PerStepSample) -> tuple[PerSample, Metrics]:
         """Loss (B,) from the log-probabilities (N, B) of the student's own steps, summed over D."""
         assert log_prob_teacher.shape == log_prob_student.shape
         advantage = (log_prob_teacher - log_prob_student).detach()

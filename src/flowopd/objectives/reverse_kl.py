@@ -18,9 +18,7 @@ from flowopd.shapes import Batch, Metrics, PerSample, Scalar
 class ReverseKL:
     """`loss = weight * mean_D (v - sg(target))^2`; with `weight = D * kl_weight` it is `Gaussian.kl`."""
 
-    def __call__(
-        self, v: Batch, target: Batch, weight: Scalar | PerSample | float
-    ) -> tuple[PerSample, Metrics]:
+    def __call__(self, v: Batch, target: Batch, weight: Scalar | PerSample | float) -> tuple[PerSample, Metrics]:
         """Loss (B,) of velocities `v` against `target`, both (B, *shape), with the step's `weight`."""
         gap = squared_gap(v, target)
         loss = weight * gap

@@ -39,18 +39,14 @@ def step_weights(
     weights = _raw(weighting, steps, sigmas)
     usable = weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0
     if not usable:
-        raise ConfigError(
-            f"step weights must be finite, >= 0 and not all 0, got {weights.tolist()} for {weighting!r}"
-        )
+        raise ConfigError(f"step weights must be finite, >= 0 and not all 0, got {weights.tolist()} for {weighting!r}")
     return weights / weights.mean() if normalize else weights
 
 
 def _raw(weighting: Weighting, steps: Sequence[Dynamics], sigmas: Tensor) -> Tensor:
     if isinstance(weighting, str):
         if weighting not in _FORMS:
-            raise ConfigError(
-                f"unknown weighting {weighting!r}; use {', '.join(_FORMS)}, or a list of {len(steps)}"
-            )
+            raise ConfigError(f"unknown weighting {weighting!r}; use {', '.join(_FORMS)}, or a list of {len(steps)}")
         form = _FORMS[weighting]
         return torch.stack([form(one, sigmas[i], sigmas[i + 1]) for i, one in enumerate(steps)])
     if len(weighting) != len(steps):

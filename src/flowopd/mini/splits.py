@@ -1,0 +1,62 @@
+"""The mini world's prompt files: train and test, combinations never trained, and the test prompts in other words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flowopd.mini.captions import caption, reworded
+from flowopd.mini.wishes import Wish, held_out, metadata, random_wish, trainable_wish
+from flowopd.mini.world import TASKS
+from flowopd.prompts import Prompt, write_prompts
+
+DOMAINS = {"composition": TASKS, "text": ("text",), "quality": TASKS}
+"""The tasks of each domain; a domain is the label that its prompts are routed by."""
+
+TEST, UNSEEN, TRAIN = 360, 360, 900
+"""Prompts of a domain in each split, at most: a task runs out where there are fewer different ones."""
+
+
+def write_splits(folder: Path, seed: int = 0) -> None:
+    """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test."""
+    for domain, tasks in DOMAINS.items():
+        rng = np.random.default_rng([seed, list(DOMAINS).index(domain)])
+        test = [wish for task in tasks for wish in _distinct(task, domain, TEST // len(tasks), set(), rng)]
+        taken = {prompt for prompt, _ in test}
+        train = [wish for task in tasks for wish in _distinct(task, domain, TRAIN // len(tasks), taken, rng)]
+        unseen = [wish for task in tasks for wish in _unseen(task, domain, UNSEEN // len(tasks), rng)]
+        rewritten = [(reworded(wish, rng), wish) for _, wish in test]
+        for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
+            prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
+            write_prompts(folder / split / f"{domain}.jsonl", prompts)
+
+
+def _distinct(task: str, domain: str, wanted: int, taken: set[str], rng: np.random.Generator) -> list[tuple[str, Wish]]:
+    """Different prompts outside `unseen` and not taken; a third of a small task's prompts stay for the other split."""
+    found: dict[str, Wish] = {}
+    for _ in range(40 * wanted):
+        wish = trainable_wish(rng, (task,))
+        text = caption(wish, domain, rng)
+        if text not in taken:
+            found[text] = wish
+        if len(found) == min(wanted, _share(task)):
+            break
+    return list(found.items())
+
+
+def _share(task: str) -> int:
+    """How many prompts of a task one split may hold: single objects have 36 in all, counts 108."""
+    return {"single_object": 18, "counting": 54}.get(task, 10_000)
+
+
+def _unseen(task: str, domain: str, wanted: int, rng: np.random.Generator) -> list[tuple[str, Wish]]:
+    """Different prompts of held-out combinations; tasks without any give none."""
+    found: dict[str, Wish] = {}
+    for _ in range(400 * wanted):
+        wish = random_wish(task, rng)
+        if held_out(wish):
+            found[caption(wish, domain, rng)] = wish
+        if len(found) == wanted:
+            break
+    return list(found.items())

@@ -1,0 +1,91 @@
+"""Where a model comes from: a folder, a hub id, or `package:NAME` for what ships with flowopd."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import transformers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from flowopd.errors import CheckpointError
+
+PACKAGE = "package:"
+
+
+def located(name: str | Path) -> Path:
+    """The path that a recipe means: `package:mini/base` lies in the package, all else is a path as it is."""
+    text = str(name)
+    return Path(str(files("flowopd"))) / text.removeprefix(PACKAGE) if text.startswith(PACKAGE) else Path(text)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline by folder, hub id or `package:` name; `revision` is the hub's."""
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def path(self) -> str:
+        """What diffusers' `from_pretrained` takes."""
+        folder = located(self.name)
+        return str(folder) if folder.is_dir() else self.name
+
+    @property
+    def pipeline(self) -> str:
+        """The class of the pipeline, from its index. Raises CheckpointError if there is none."""
+        return str(self._index().get("_class_name"))
+
+    def load(self, kind: Any, subfolder: str | None = None, **options: Any) -> Any:
+        """`kind.from_pretrained` of this source, or of one of its subfolders.
+
+        Raises CheckpointError if a file is missing or cannot be read.
+        """
+        if subfolder:
+            options["subfolder"] = subfolder
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            return kind.from_pretrained(self.path, revision=self.revision, **options)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"model {self.name} cannot be loaded: {reason}; check its files") from error
+
+    def fingerprint(self) -> str:
+        """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
+        digest = sha256(f"{self.name}@{self.revision}".encode() if not Path(self.path).is_dir() else b"")
+        for file in sorted(Path(self.path).rglob("*.*")) if Path(self.path).is_dir() else ():
+            digest.update(f"{file.relative_to(self.path)}:{file.stat().st_size}".encode())
+            digest.update(_ends(file))
+        return digest.hexdigest()
+
+    def _index(self) -> dict[str, Any]:
+        folder = located(self.name)
+        looks_local = folder.exists() or self.name.startswith((PACKAGE, ".", "/")) or self.name.count("/") != 1
+        try:
+            file = folder / "model_index.json" if looks_local else self._from_hub()
+            return json.loads(Path(file).read_text())
+        except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"model {self.name} has no readable model_index.json; give a diffusers folder or a hub id"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{folder / 'model_index.json'} is not JSON ({error.msg}); restore it") from None
+
+    def _from_hub(self) -> str:
+        return hf_hub_download(self.name, "model_index.json", revision=self.revision)
+
+
+def _ends(file: Path, size: int = 1 << 16) -> bytes:
+    """The first and last bytes of a file: enough to tell weights apart, cheap for gigabytes."""
+    with file.open("rb") as stream:
+        head = stream.read(size)
+        stream.seek(max(0, file.stat().st_size - size))
+        return head + stream.read(size)

@@ -1,0 +1,177 @@
+"""What an evaluation found: means over prompts with their intervals, and the record kept as `results.json`.
+
+Every metric is better when larger. Intervals are percentile bootstraps over prompts, so pictures of one
+prompt are averaged before they come here; equal values give an interval of no width, however few they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flowopd.errors import DataError
+
+BASE, MERGE, STUDENT, TEACHER = "base", "merge", "student", "teacher:"
+"""Names of models in a record; a teacher's own name follows `teacher:`."""
+
+AVERAGE = "average"
+"""The metric that is the mean of all others, each brought to 0..1."""
+
+
+class Estimate(BaseModel):
+    """A mean over `n` prompts and its 95 % interval. For example `mean=0.92 ci95=(0.89, 0.94) n=320`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mean: float
+    ci95: tuple[float, float]
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Estimate:
+        if self.ci95[0] > self.ci95[1]:
+            raise ValueError(f"ci95 must be (low, high), got {self.ci95}")
+        return self
+
+    def overlaps(self, other: Estimate) -> bool:
+        """Whether the two intervals share a value."""
+        return self.ci95[0] <= other.ci95[1] and other.ci95[0] <= self.ci95[1]
+
+
+class Results(BaseModel):
+    """`results.json`: estimates by model and metric, and how much of each teacher's gain reached the student.
+
+    `settings` is free; all other fields are strict. `per_prompt` is the file of single scores, relative to
+    the run's folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1] = Field(default=1, validation_alias="schema", serialization_alias="schema")
+    settings: dict[str, Any] = {}
+    models: dict[str, dict[str, Estimate]] = {}
+    gap_closed: dict[str, float | None] = {}
+    per_prompt: str | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """The record in a file. Raises DataError if it is missing or no such record, naming the field."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; evaluate the run first: flowopd eval") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(f"{path}: {field}: {first['msg']}; evaluate the run again: flowopd eval") from None
+
+    def save(self, path: Path) -> None:
+        """The record written to a file, whole or not at all."""
+        replace_text(path, self.model_dump_json(by_alias=True, indent=2) + "\n")
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that some model has, in order of appearance, the average last."""
+        names = dict.fromkeys(metric for row in self.models.values() for metric in row)
+        return sorted(names, key=lambda metric: metric == AVERAGE)
+
+    def estimate(self, model: str, metric: str) -> Estimate:
+        """Raises DataError if that model has no such metric."""
+        row = self.models.get(model, {})
+        if metric not in row:
+            raise DataError(f"the results hold no {metric!r} of {model!r}; evaluate that model on it")
+        return row[metric]
+
+
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """The mean of `values` (n,), one a prompt, with its interval.
+
+    Raises DataError if there is none, or one is not finite.
+    """
+    return bootstrap_grouped(values, np.zeros(len(values), np.int64), seed, resamples)
+
+
+def bootstrap_grouped(
+    values: np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    seed: int = 0,
+    resamples: int = 2000,
+    weights: Mapping[Any, float] | None = None,
+) -> Estimate:
+    """The mean of the groups' means, as GenEval's over its tasks; prompts are drawn within their group.
+
+    `values` (n,) and `groups` (n,) go together; `weights` by group replace the even mean. Raises DataError if
+    they differ in length, there is no value, or one is not finite.
+    """
+    values, groups = np.asarray(values, np.float64), np.asarray(groups)
+    if values.ndim != 1 or values.shape != groups.shape or not len(values):
+        raise DataError(f"an interval needs a value and a group a prompt, got {values.shape} and {groups.shape}")
+    if not np.isfinite(values).all():
+        where = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(f"score {where} is {values[where]}; a reward must give a number for every picture")
+    rng = np.random.default_rng(seed)
+    names = np.unique(groups)
+    members = [values[groups == name] for name in names]
+    shares = [weights[name] for name in names] if weights else None
+    draws = np.average([_resampled_means(group, rng, resamples) for group in members], axis=0, weights=shares)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    mean = float(np.average([group.mean() for group in members], weights=shares))
+    return Estimate(mean=mean, ci95=(low, high), n=len(values))
+
+
+def paired_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    groups: Sequence[str] | np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Estimate:
+    """The mean of `a - b` (n,) over the same prompts in the same order, grouped if `groups` are given.
+
+    What makes a prompt hard for both drops out, so this is narrower than the two intervals side by side.
+    Raises DataError if the lengths differ.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise DataError(f"paired scores must be of the same prompts, got {a.shape} and {b.shape}")
+    if groups is None:
+        return bootstrap(a - b, seed, resamples)
+    return bootstrap_grouped(a - b, groups, seed, resamples)
+
+
+def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
+    """The results with `(student - base) / (teacher - base)` on each metric with an owner.
+
+    0 is the base and 1 the teacher; outside is possible. Where the teacher is not above the base the value is
+    None, and `settings["no_gap"]` says why; `settings["owners"]` keeps `owners`, which is {metric: teacher}.
+    Raises DataError if an estimate is missing.
+    """
+    shares: dict[str, float | None] = {}
+    reasons = {}
+    for metric, teacher in owners.items():
+        base, expert, student = (results.estimate(model, metric).mean for model in (BASE, TEACHER + teacher, STUDENT))
+        if expert > base:
+            shares[metric] = (student - base) / (expert - base)
+        else:
+            shares[metric] = None
+            reasons[metric] = f"the teacher ({expert:.3f}) is not above the base ({base:.3f})"
+    settings = {**results.settings, "owners": dict(owners), "no_gap": reasons}
+    return results.model_copy(update={"gap_closed": shares, "settings": settings})
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`text` written beside its place and moved there: readers see the old file or the new one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Means (resamples,) of as many values drawn with replacement."""
+    means: np.ndarray = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    return means

@@ -1,0 +1,98 @@
+"""What the stages of one run share: the base with its adapters, the encoded prompts, the folder, the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from flowopd.adapters import Adapters
+from flowopd.conditioning import Conditioning, encode_all
+from flowopd.errors import ConfigError
+from flowopd.lora_file import LoraFile, sha256_of
+from flowopd.models import Model, located, open_model
+from flowopd.prompts import Prompt, read_prompts
+from flowopd.recipe import AdapterConfig, Recipe
+from flowopd.routing import LabelRouter
+from flowopd.velocity import VelocityField, guided
+
+BASE = "base"
+"""The name of the bare base wherever models are named."""
+
+
+class Session:
+    """One run of a recipe in the folder `out`."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        device = recipe.device or PartialState().device
+        self.model: Model = open_model(
+            recipe.base, revision=recipe.revision, device=device, dtype=getattr(torch, recipe.dtype)
+        )
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The base with the adapters that were loaded so far."""
+        return Adapters(self.model.transformer)
+
+    def prompts(self, label: str, split: str) -> list[Prompt]:
+        """The prompts of a label's file. Raises ConfigError if the recipe names no such file."""
+        files = self.recipe.prompts.get(label)
+        path = getattr(files, split) if files else None
+        if path is None:
+            known = ", ".join(sorted(self.recipe.prompts)) or "none"
+            raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); add prompts.{label}.{split}")
+        return read_prompts(located(path), label)
+
+    def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
+        """The conditioning of these prompts, from the run's cache where it holds them."""
+        return encode_all(self.model, [prompt.text for prompt in prompts], self.out / "cache")
+
+    def teacher_folder(self, name: str) -> Path:
+        """Where the adapter of a teacher lies. Raises ConfigError for a name that the recipe lacks."""
+        teacher = self.recipe.teachers.get(name)
+        if teacher is None:
+            known = ", ".join(self.recipe.teachers) or "none"
+            raise ConfigError(f"unknown teacher {name!r}; the recipe has: {known}")
+        return located(teacher.adapter) if teacher.adapter else self.out / "teachers" / name
+
+    def load_teachers(self, names: Sequence[str] | None = None) -> list[str]:
+        """Load these teachers as frozen adapters, all by default; returns their names."""
+        names = list(self.recipe.teachers) if names is None else list(names)
+        for name in names:
+            if name not in self.adapters.names:
+                self.adapters.load(name, self.teacher_folder(name))
+        return names
+
+    def router(self, labels: Sequence[str]) -> LabelRouter:
+        """The recipe's routes, by default each label to the teacher of its name.
+
+        Raises DataError for one of these labels without a route.
+        """
+        teachers = list(self.recipe.teachers)
+        table = self.recipe.routes or {label: label for label in labels if label in teachers}
+        router = LabelRouter(table, teachers)
+        router(labels)
+        return router
+
+    def field(self, name: str, guidance: float, conditioning: Conditioning) -> VelocityField:
+        """The guided velocity of the base, or of the base with an adapter that was loaded."""
+        field = self.adapters.field(None if name == BASE else name, self.model.make_field)
+        return guided(field, guidance, conditioning.null)
+
+    def guidance(self, teacher: str, student: float) -> float:
+        """A teacher's own guidance, or the student's where it has none."""
+        own = self.recipe.teachers[teacher].guidance if teacher in self.recipe.teachers else None
+        return student if own is None else own
+
+    def create(self, name: str, shape: AdapterConfig, start: LoraFile | None = None) -> None:
+        """Add a trainable adapter, fresh or from a cold start."""
+        targets = shape.targets or self.model.targets
+        self.adapters.create(name, shape.rank, shape.alpha, targets, seed=self.recipe.seed, start=start)
+
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """sha256 of the base and of these teachers' files."""
+        return {BASE: self.model.source.fingerprint()} | {name: sha256_of(self.teacher_folder(name)) for name in names}

@@ -1,0 +1,153 @@
+"""On-policy distillation: the student walks, each prompt's expert says where it would have gone (2605.08063)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowopd.checkpoint import Checkpoints
+from flowopd.conditioning import Conditioning
+from flowopd.errors import ConfigError
+from flowopd.lora_file import LoraFile, read_lora, write_lora
+from flowopd.noise import seed_of
+from flowopd.objectives import Anchor
+from flowopd.objectives.weighting import step_weights
+from flowopd.prompts import Prompt
+from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
+from flowopd.recipe import DistillConfig, QueryConfig
+from flowopd.routing import LabelRouter
+from flowopd.sampling import Batch
+from flowopd.session import BASE, Session
+from flowopd.step import Distillation, distill_step, mean_gaps
+from flowopd.tracking import Tracker
+from flowopd.train import Trainer
+from flowopd.velocity import VelocityField
+
+STUDENT = "student"
+
+
+def distill(session: Session) -> Path:
+    """Train the student of a recipe; returns its adapter's folder, OUT/student.
+
+    Raises ConfigError if the recipe has no `distill`, or nothing is left to learn from; DataError for a label
+    without a route.
+    """
+    config = _config(session)
+    prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
+    router = session.router(list(prompts))
+    teachers = session.load_teachers() if config.distillation else []
+    if config.anchor and config.anchor.model != BASE:
+        session.load_teachers([config.anchor.model])
+    conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
+    session.create(STUDENT, config.adapter, _cold_start(session))
+    trainer = Trainer(session.adapters.parameters(STUDENT), config.optim)
+    session.adapters.check_trainable(trainer.parameters, STUDENT)
+    update = _Update(session, _distillation(session, teachers, conditioning), router, prompts, conditioning)
+    checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session, teachers))
+    with session.adapters.using(STUDENT):
+        trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
+    write_lora(session.out / STUDENT, session.adapters.lora(STUDENT), session.recipe.base)
+    return session.out / STUDENT
+
+
+class _Update:
+    """One update: prompts of every label together, a function of the seed and the step alone."""
+
+    def __init__(
+        self,
+        session: Session,
+        distillation: Distillation,
+        router: LabelRouter,
+        prompts: Mapping[str, Sequence[Prompt]],
+        conditioning: Conditioning,
+    ) -> None:
+        self.config, self.seed = _config(session), session.recipe.seed
+        self.shape = session.model.latent_shape()
+        self.distillation, self.router = distillation, router
+        self.prompts, self.conditioning = prompts, conditioning
+        self.query = query_rule(self.config.query)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        chosen = [prompt for label in self.prompts for prompt in self._choose(label, step)]
+        labels = [prompt.label for prompt in chosen]
+        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
+        batch = Batch(self.conditioning([prompt.text for prompt in chosen]), seeds)
+        routes = self.router(labels).to(batch.device)
+        queries = self.query.draw(
+            len(self.distillation.grid) - 1,
+            torch.Generator().manual_seed(seed_of(self.seed, "queries", step)),
+        )
+        size = self.config.micro_batch
+        gaps = [
+            distill_step(self.distillation, part, rows, queries, self.shape, share=len(part) / len(batch))
+            for part, rows in zip(batch.split(size), routes.split(size), strict=True)
+        ]
+        return _metrics(torch.cat(gaps, 2), labels)
+
+    def _choose(self, label: str, step: int) -> list[Prompt]:
+        rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
+        prompts = self.prompts[label]
+        return [prompts[i] for i in rng.integers(0, len(prompts), self.config.samples_per_label)]
+
+
+def query_rule(config: QueryConfig) -> Query:
+    """The rule that a recipe names."""
+    rules = {
+        "all": AllSteps,
+        "random": lambda: RandomSteps(config.k),
+        "beta": lambda: BetaStep(config.a, config.b),
+    }
+    return rules[config.kind]()
+
+
+def _config(session: Session) -> DistillConfig:
+    config = session.recipe.distill
+    if config is None:
+        raise ConfigError("the recipe has no `distill`; add one, or run another stage")
+    if not config.distillation and config.anchor is None:
+        raise ConfigError("distill.distillation is off and there is no anchor; nothing is left to learn from")
+    return config
+
+
+def _distillation(session: Session, teachers: Sequence[str], conditioning: Conditioning) -> Distillation:
+    config = _config(session)
+    sampling, anchor = config.sampling, config.anchor
+    grid, dynamics = session.model.grid(sampling.steps), sampling.dynamics()
+
+    def frozen(name: str, own: float | None = None) -> VelocityField:
+        scale = session.guidance(name, sampling.guidance) if own is None else own
+        return session.field(name, scale, conditioning)
+
+    return Distillation(
+        student=session.field(STUDENT, sampling.guidance, conditioning),
+        teachers=[frozen(name) for name in teachers],
+        anchor_field=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
+        anchor=Anchor(weight=anchor.weight if anchor else 0.0),
+        dynamics=dynamics,
+        grid=grid,
+        weights=step_weights(config.weighting, dynamics, grid),
+    )
+
+
+def _cold_start(session: Session) -> LoraFile | None:
+    """The adapter that the cold start left, if the recipe has one."""
+    return read_lora(session.out / "coldstart") if session.recipe.coldstart else None
+
+
+def _identity(session: Session, teachers: Sequence[str]) -> dict[str, object]:
+    recipe = session.recipe.model_dump(
+        mode="json", include={"base", "revision", "seed", "routes", "coldstart", "distill"}
+    )
+    return {**recipe, "sha256": session.hashes(teachers)}
+
+
+def _metrics(gaps: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    """Gaps (2, N, B) as `gap`, `gap/LABEL`, `gap/LABEL/STEP` for the teachers, `anchor_gap` for the anchor."""
+    rows = {label: [other == label for other in labels] for label in dict.fromkeys(labels)}
+    metrics = {"gap": float(gaps[0].nanmean()), "anchor_gap": float(gaps[1].nanmean())}
+    metrics = {name: value for name, value in metrics.items() if value == value}
+    return metrics | mean_gaps(gaps[0], rows)

@@ -1,0 +1,115 @@
+"""Base, experts, merge and student in one table: the same prompts and seeds for all, means with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from flowopd.errors import ConfigError
+from flowopd.prompts import Prompt
+from flowopd.recipe import EvaluateConfig, MetricConfig
+from flowopd.results import (
+    AVERAGE,
+    STUDENT,
+    TEACHER,
+    Estimate,
+    Results,
+    bootstrap_grouped,
+    gap_closed,
+    replace_text,
+)
+from flowopd.rewards import Reward, Scores, make_reward
+from flowopd.session import Session
+from flowopd.stages.sample import available_models, draw_pictures, evaluation_prompts, repeated
+from flowopd.tracking import Tracker
+
+RESULTS, PER_PROMPT = "results.json", "scores.json"
+
+
+def evaluate(session: Session) -> Results:
+    """Judge every model of a recipe that exists; writes OUT/results.json and OUT/scores.json.
+
+    Raises ConfigError if the recipe has no `evaluate`, or names a model that there is not.
+    """
+    config = _config(session)
+    judges = {name: make_reward(metric.reward) for name, metric in config.metrics.items()}
+    prompts = evaluation_prompts(session, config)
+    models = available_models(session, config.models)
+    conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
+    scores: dict[str, dict[str, list[float]]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
+    with Tracker(session.out, "eval", len(models)) as tracker:
+        for i, model in enumerate(models):
+            pictures = {
+                label: draw_pictures(session, model, group, config, conditioning) for label, group in prompts.items()
+            }
+            judged = {
+                name: _judge(judges[name], metric, pictures, prompts, config) for name, metric in config.metrics.items()
+            }
+            scores[model] = {name: _per_prompt(score, config).tolist() for name, score in judged.items()}
+            estimates[model] = _estimates(config, prompts, judged)
+            tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
+    replace_text(session.out / PER_PROMPT, json.dumps(scores))
+    results = Results(settings=_settings(session, config, models), models=estimates, per_prompt=PER_PROMPT)
+    results = gap_closed(results, _owners(config, models))
+    results.save(session.out / RESULTS)
+    return results
+
+
+def _judge(
+    judge: Reward,
+    metric: MetricConfig,
+    pictures: Mapping[str, np.ndarray],
+    prompts: Mapping[str, Sequence[Prompt]],
+    config: EvaluateConfig,
+) -> Scores:
+    """The scores of a metric's pictures, each beside its own prompt."""
+    return judge(pictures[metric.prompts], repeated(prompts[metric.prompts], config.images_per_prompt))
+
+
+def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
+    """The teacher of each metric, as far as its row and the student's are there."""
+    owned = {name: metric.owner for name, metric in config.metrics.items() if metric.owner}
+    return {name: owner for name, owner in owned.items() if {TEACHER + owner, STUDENT} <= set(models)}
+
+
+def _config(session: Session) -> EvaluateConfig:
+    if session.recipe.evaluate is None:
+        raise ConfigError("the recipe has no `evaluate`; add its metrics")
+    return session.recipe.evaluate
+
+
+def _estimates(
+    config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], judged: Mapping[str, Scores]
+) -> dict[str, Estimate]:
+    """Every metric's estimate, and `average` over those that are not held out."""
+    values = {name: _per_prompt(score, config) for name, score in judged.items()}
+    groups = {name: _groups(metric, prompts[metric.prompts]) for name, metric in config.metrics.items()}
+    row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
+    counted = [name for name, metric in config.metrics.items() if not metric.held_out]
+    joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in counted])
+    share = {f"{name}/{group}": 1 / len(set(groups[name])) for name in counted for group in groups[name]}
+    every = np.concatenate([values[name] for name in counted])
+    return row | {AVERAGE: bootstrap_grouped(every, joint, weights=share)}
+
+
+def _per_prompt(scores: Scores, config: EvaluateConfig) -> np.ndarray:
+    return scores.value.reshape(-1, config.images_per_prompt).mean(1)
+
+
+def _groups(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
+    return [str(prompt.metadata.get("tag", "")) if metric.grouped else "" for prompt in prompts]
+
+
+def _settings(session: Session, config: EvaluateConfig, models: Sequence[str]) -> dict[str, object]:
+    """What the numbers depend on, with a hash of it."""
+    teachers = [model.removeprefix(TEACHER) for model in models if model.startswith(TEACHER)]
+    settings = {
+        "base": session.recipe.base,
+        "evaluate": config.model_dump(mode="json", exclude={"models"}),
+        "sha256": session.hashes(teachers),
+    }
+    return settings | {"hash": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}

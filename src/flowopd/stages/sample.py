@@ -1,0 +1,134 @@
+"""Pictures from any model of a run: the rows there are, the same prompts and seeds for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flowopd.conditioning import Conditioning
+from flowopd.errors import ConfigError
+from flowopd.noise import seed_of
+from flowopd.prompts import Prompt
+from flowopd.recipe import EvaluateConfig
+from flowopd.results import BASE, MERGE, STUDENT, TEACHER, replace_text
+from flowopd.sampling import Batch, SamplingConfig, draw_latents
+from flowopd.session import Session
+from flowopd.velocity import VelocityField
+
+FOLDERS = {MERGE: "coldstart", STUDENT: "student"}
+"""Where a run keeps the adapters of its own models."""
+
+
+def available_models(session: Session, wanted: Sequence[str] | None = None) -> list[str]:
+    """`base`, `teacher:NAME`, `merge` and `student`, as far as their adapters exist, or those of them wanted.
+
+    Raises ConfigError for a wanted one that does not exist.
+    """
+    folders = {f"{TEACHER}{name}": session.teacher_folder(name) for name in session.recipe.teachers}
+    folders |= {model: session.out / folder for model, folder in FOLDERS.items()}
+    there = [BASE, *(model for model, folder in folders.items() if folder.exists())]
+    missing = [model for model in wanted or () if model not in there]
+    if missing:
+        raise ConfigError(f"there is no model {missing[0]!r} here; there are: {', '.join(there)}")
+    return list(wanted) if wanted else there
+
+
+def model_field(session: Session, model: str, guidance: float, conditioning: Conditioning) -> VelocityField:
+    """The guided velocity of a row, its adapter loaded when it is first asked for."""
+    teacher = model.removeprefix(TEACHER)
+    if model in FOLDERS:
+        name = f"{model} of the run"
+        if name not in session.adapters.names:
+            session.adapters.load(name, session.out / FOLDERS[model], allow_zero=True)
+        return session.field(name, guidance, conditioning)
+    if model != BASE:
+        session.load_teachers([teacher])
+    return session.field(teacher, session.guidance(teacher, guidance), conditioning)
+
+
+def draw(
+    session: Session,
+    model: str,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    conditioning: Conditioning,
+    micro_batch: int = 32,
+) -> np.ndarray:
+    """Pictures (B, H, W, 3) uint8; each depends on its model, prompt, seed and the sampling alone."""
+    field = model_field(session, model, sampling.guidance, conditioning)
+    grid, shape = session.model.grid(sampling.steps), session.model.latent_shape()
+    batch = Batch(conditioning(texts), tuple(seeds))
+    latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, micro_batch)
+    return np.concatenate([session.model.decode(part) for part in latents.split(micro_batch)])
+
+
+def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folder: Path) -> list[Path]:
+    """One picture of each prompt with the seed, as `NUMBER-MODEL.png` files, none of which may exist.
+
+    Raises ConfigError if there is no such model, or a file is in the way.
+    """
+    available_models(session, [model])
+    files = [folder / f"{i}-{model.replace(':', '-')}.png" for i in range(len(texts))]
+    taken = [file for file in files if file.exists()]
+    if taken:
+        raise ConfigError(f"{taken[0]} exists; choose another folder with --to")
+    sampling = session.recipe.evaluate.sampling if session.recipe.evaluate else SamplingConfig()
+    conditioning = session.encode([Prompt(text, "") for text in texts])
+    pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    return files
+
+
+def draw_pictures(
+    session: Session,
+    model: str,
+    prompts: Sequence[Prompt],
+    config: EvaluateConfig,
+    conditioning: Conditioning,
+) -> np.ndarray:
+    """The evaluation's pictures (B * images_per_prompt, H, W, 3), seeds tied to prompts."""
+    many = repeated(prompts, config.images_per_prompt)
+    seeds = [seed_of(config.seed, prompt.text, i % config.images_per_prompt) for i, prompt in enumerate(many)]
+    texts = [prompt.text for prompt in many]
+    return draw(session, model, texts, seeds, config.sampling, conditioning, config.micro_batch)
+
+
+def repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
+    """Each prompt so many times in a row."""
+    return [prompt for prompt in prompts for _ in range(times)]
+
+
+def evaluation_prompts(session: Session, config: EvaluateConfig) -> dict[str, list[Prompt]]:
+    """The prompts of every label that a metric names; `limit` of them, spread evenly over the file."""
+    labels = dict.fromkeys(metric.prompts for metric in config.metrics.values())
+    return {label: spread(session.prompts(label, config.split), config.limit) for label in labels}
+
+
+def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most `limit` prompts, evenly spaced."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    return [prompts[i * len(prompts) // limit] for i in range(limit)]
+
+
+def draw_wall(session: Session, config: EvaluateConfig) -> Path:
+    """The same few prompts and seeds through every model, to OUT/samples, for the report."""
+    each = session.recipe.samples.prompts_per_label
+    prompts = [p for group in evaluation_prompts(session, config).values() for p in spread(group, each)]
+    models = available_models(session, config.models)
+    folder = session.out / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    once = config.model_copy(update={"images_per_prompt": 1})
+    conditioning = session.encode(prompts)
+    for model in models:
+        for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
+            Image.fromarray(picture).save(folder / f"{i}-{model}.png")
+    replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
+    return folder

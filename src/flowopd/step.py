@@ -1,0 +1,88 @@
+"""The gradient of one update of on-policy distillation (Flow-OPD, 2605.08063)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowopd.dynamics import Dynamics
+from flowopd.objectives import Anchor, ReverseKL
+from flowopd.queries import Queries
+from flowopd.rollout import rollout
+from flowopd.routing import mix
+from flowopd.sampling import Batch
+from flowopd.shapes import Grid, PerStep, Routes
+from flowopd.types import Condition
+from flowopd.velocity import VelocityField
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """Who learns from whom, and how: fields, samplers, and the step weights w (N,)."""
+
+    student: VelocityField
+    teachers: Sequence[VelocityField]
+    anchor_field: VelocityField | None
+    anchor: Anchor
+    dynamics: Sequence[Dynamics]
+    grid: Grid
+    weights: PerStep
+
+
+def distill_step(
+    d: Distillation, batch: Batch, routes: Routes, queries: Queries, shape: Sequence[int], share: float = 1.0
+) -> Tensor:
+    """Add `share` times the gradient of the mean loss over the batch to the student's parameters.
+
+    The student walks its own trajectory from noise (B, *shape). At every queried state x the teachers to which a
+    sample is routed say their velocity, and the loss is w(t) mean_D ||v_S - sum_k alpha_k v_k||^2, plus
+    lambda w(t) mean_D ||v_S - v_anchor||^2 for every sample. Backward runs at once, so the activations of one step
+    live at a time. Returns the gaps (2, N, B): mean_D squared distance to the target and to the anchor, nan where
+    a step was not queried or there is no such teacher.
+    """
+    steps = len(d.grid) - 1
+    gaps = torch.full((2, steps, len(batch)), torch.nan)
+    query_weight = dict(zip(queries.indices, queries.weights, strict=True))
+    for step in rollout(d.student, d.dynamics, batch.start(shape), d.grid, batch.cond, batch.noise, queries.indices):
+        if step.index not in query_weight:
+            continue
+        w, i = d.weights[step.index], step.index
+        losses = []
+        if d.teachers:
+            target = routed(d.teachers, routes, step.x, step.t, batch.cond)
+            loss, _ = ReverseKL()(step.v, target, w)
+            gaps[0, i] = (loss.detach() / w).cpu()
+            losses.append(loss)
+        if d.anchor_field is not None:
+            with torch.no_grad():
+                held_to = d.anchor_field(step.x, step.t, batch.cond)
+            loss, _ = d.anchor(step.v, held_to, w)
+            gaps[1, i] = (loss.detach() / (w * d.anchor.weight)).cpu()
+            losses.append(loss)
+        (share * query_weight[i] / steps * torch.stack(losses).sum(0).mean()).backward()
+    return gaps
+
+
+@torch.no_grad()
+def routed(teachers: Sequence[VelocityField], routes: Routes, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """`sum_k alpha_k v_k` (B, *shape); each teacher is asked only for the samples that are routed to it."""
+    velocities = torch.zeros(len(teachers), *x.shape, device=x.device)
+    for k, teacher in enumerate(teachers):
+        rows = routes[:, k].nonzero().squeeze(1)
+        if len(rows):
+            velocities[k, rows] = teacher(x[rows], t, cond.rows(rows)).float()
+    return mix(routes, velocities)
+
+
+def mean_gaps(gaps: Tensor, names: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    """`gap/NAME` and `gap/NAME/STEP`, means over the rows of each name that were queried, from gaps (N, B)."""
+    metrics = {}
+    for name, mine in names.items():
+        part = gaps[:, torch.tensor(list(mine))]
+        means = {f"gap/{name}/{i}": row.nanmean() for i, row in enumerate(part)}
+        means[f"gap/{name}"] = part.nanmean()
+        metrics |= {key: float(value) for key, value in means.items() if not value.isnan()}
+    return metrics

@@ -1,0 +1,77 @@
+"""What a run writes down while it goes: `metrics.jsonl`, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True)
+
+
+class Tracker:
+    """One stage's rows in `metrics.jsonl`, one JSON object a step, and its bar on the terminal."""
+
+    def __init__(self, run: Path, stage: str, total: int) -> None:
+        self.stage, self.total = stage, total
+        run.mkdir(parents=True, exist_ok=True)
+        self._file = run / "metrics.jsonl"
+        self._start = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> Tracker:
+        self._progress.start()
+        self._task = self._progress.add_task(self.stage, total=self.total, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def rewind(self, step: int) -> None:
+        """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped."""
+        self._progress.update(self._task, completed=step)
+        if not self._file.exists():
+            return
+        rows = [line for line in self._file.read_text().splitlines() if line]
+        kept = [line for line in rows if not self._repeats(json.loads(line), step)]
+        aside = self._file.with_suffix(".tmp")
+        aside.write_text("".join(line + "\n" for line in kept))
+        aside.rename(self._file)
+
+    def _repeats(self, row: Mapping[str, object], step: int) -> bool:
+        return row.get("stage") == self.stage and int(str(row.get("step", -1))) >= step
+
+    def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
+        """Write the row of `step`; `note` stands beside the bar."""
+        row = {
+            "stage": self.stage,
+            "step": step,
+            "seconds": round(time.monotonic() - self._start, 3),
+            **metrics,
+        }
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self._progress.update(self._task, completed=step + 1, note=note)
