@@ -25,12 +25,13 @@ MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def run(recipe: Recipe, out: Path) -> Results | None:
+def run(recipe: Recipe, out: str | Path) -> Results | None:
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
     Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe.
     """
     session = open_run(recipe, out)
+    out = session.out
     for name, teacher in recipe.teachers.items():
         if teacher.train is not None and not (out / "teachers" / name).exists():
             train_teacher(session, name)
@@ -46,11 +47,12 @@ def run(recipe: Recipe, out: Path) -> Results | None:
     return results
 
 
-def open_run(recipe: Recipe, out: Path) -> Session:
+def open_run(recipe: Recipe, out: str | Path) -> Session:
     """The session of a run folder, which it claims with its manifest.
 
     Raises ConfigError if the folder holds something else, or a run of another recipe, and says what differs.
     """
+    out = Path(out)
     manifest = out / MANIFEST
     mine = recipe.model_dump(mode="json")
     if manifest.exists():

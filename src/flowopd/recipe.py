@@ -172,13 +172,13 @@ def recipe_path(name: str) -> Path:
     return shipped if not Path(name).exists() and shipped.exists() else Path(name)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file, with overrides such as `distill.optim.updates=20`.
 
     Raises ConfigError if the file is missing or no YAML, and for unknown keys, whose nearest known one it names.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} does not exist; recipes/ holds some to start from") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from flowopd.prompts import Prompt
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a batch: `value` (B,) float64 in 0..1, larger is better; `details` holds other views of it, (B,) each."""
+    """Scores of a batch: `value` (B,) float64 in 0..1, larger is better; `details` holds other views of it, (B,)."""
 
     value: np.ndarray
     details: Mapping[str, np.ndarray] = field(default_factory=dict)
