@@ -170,7 +170,6 @@ class Adapters:
             dtype = torch.float32 if trainable else weight.dtype
             for side, value in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
                 side[name].weight = nn.Parameter(value.detach().to(weight.device, dtype, copy=True))
-            layer.scaling[name] = factors.scale
         self._trainable[name] = trainable
         self._configs[name] = config
         self._bind()

@@ -101,9 +101,7 @@ def test_flow_sde_weight_in_closed_form(a):
         torch.testing.assert_close(FlowSde(a=a).kl_weight(t, t_next), expected)
 
 
-@pytest.mark.parametrize(
-    ("weighting", "ninth", "first_five"), [("kl", 64, 3.8), ("ode", 47, 12), ("velocity", 11, 56)]
-)
+@pytest.mark.parametrize(("weighting", "ninth", "first_five"), [("kl", 64, 3.8), ("ode", 47, 12), ("velocity", 11, 56)])
 def test_published_shares_of_the_weight(weighting, ninth, first_five):
     """Shift 3, 10 steps of which nine are trained, a = 0.7; in per cent."""
     weights = step_weights(weighting, FlowSde(a=0.7), sigma_grid(10)[:10])
@@ -112,9 +110,7 @@ def test_published_shares_of_the_weight(weighting, ninth, first_five):
     assert abs(shares[:5].sum() - first_five) < 0.5
 
 
-@pytest.mark.parametrize(
-    "dynamics", [lambda n: Ode(), lambda n: FlowSde(a=0.7), lambda n: Cps(eta=2 / math.sqrt(n))]
-)
+@pytest.mark.parametrize("dynamics", [lambda n: Ode(), lambda n: FlowSde(a=0.7), lambda n: Cps(eta=2 / math.sqrt(n))])
 def test_the_marginals_are_kept_with_order_1(dynamics, gaussian_flow):
     """For Cps the fresh noise of a step has to shrink with the step."""
     flow = gaussian_flow(1.5, 0.6)

@@ -93,16 +93,12 @@ def detached(chain) -> Tensor:
     losses = []
     for i, x in enumerate(chain.states[:2]):
         weight, log_prob = DYNAMICS.kl_weight(GRID[i], GRID[i + 1]), chain.student[i]
-        losses.append(
-            DetachedSurrogate()(chain.theta * x, TEACHER * x, weight, log_prob, log_prob.detach())[0]
-        )
+        losses.append(DetachedSurrogate()(chain.theta * x, TEACHER * x, weight, log_prob, log_prob.detach())[0])
     return torch.stack(losses).sum(0)
 
 
 def test_the_closed_form_has_the_analytic_gradient(chain):
-    assert moments(closed_form(chain), chain)[0] == pytest.approx(
-        analytic(through_the_states=False), rel=1e-9
-    )
+    assert moments(closed_form(chain), chain)[0] == pytest.approx(analytic(through_the_states=False), rel=1e-9)
 
 
 def test_the_sampled_log_ratio_has_the_gradient_of_the_closed_form(chain):
@@ -124,9 +120,7 @@ def test_the_detached_control_has_no_expected_gradient(chain):
 
 
 def test_the_closed_form_varies_less_than_samples(chain):
-    stds = [
-        moments(loss, chain)[1] for loss in (closed_form(chain), sampled(chain, False), sampled(chain, True))
-    ]
+    stds = [moments(loss, chain)[1] for loss in (closed_form(chain), sampled(chain, False), sampled(chain, True))]
     assert stds[0] < stds[1] / 1.5 and stds[1] < stds[2]
 
 

@@ -63,9 +63,7 @@ def test_reverse_kl_with_the_kl_weight_is_the_kl(dynamics, generator):
 def test_the_anchor_is_a_weighted_reverse_kl(generator):
     v, target = torch.randn(2, 3, 4, generator=generator).unbind(0)
     weight = torch.tensor([1.0, 2.0, 3.0])
-    torch.testing.assert_close(
-        Anchor(weight=0.02)(v, target, weight)[0], 0.02 * ReverseKL()(v, target, weight)[0]
-    )
+    torch.testing.assert_close(Anchor(weight=0.02)(v, target, weight)[0], 0.02 * ReverseKL()(v, target, weight)[0])
     assert (Anchor(weight=0.0)(v, target, 1.0)[0] == 0).all()
     with pytest.raises(ConfigError, match="negative"):
         Anchor(weight=-1.0)
@@ -108,9 +106,7 @@ def test_micro_batches_add_up_to_the_batch(generator):
     whole = gradient(ReverseKL()(v, target, 1.0)[0], parameter)
     for size in (1, 2, 4):
         parts = zip(v.split(size), target.split(size), strict=True)
-        torch.testing.assert_close(
-            sum(gradient(ReverseKL()(a, b, 1.0)[0], parameter) for a, b in parts), whole
-        )
+        torch.testing.assert_close(sum(gradient(ReverseKL()(a, b, 1.0)[0], parameter) for a, b in parts), whole)
 
 
 def test_normalised_weights_have_mean_1_and_the_same_shares():
@@ -152,9 +148,7 @@ def test_group_advantages_have_mean_0_and_std_1(generator):
     grouped = group_advantages(rewards, 4, eps=0.0).reshape(3, 4)
     torch.testing.assert_close(grouped.mean(1), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(grouped.std(1, correction=0), torch.ones(3))
-    torch.testing.assert_close(
-        group_advantages(5 * rewards + 3, 4, eps=0.0), grouped.flatten(), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(group_advantages(5 * rewards + 3, 4, eps=0.0), grouped.flatten(), atol=1e-4, rtol=0)
 
 
 def test_groups_do_not_mix(generator):
@@ -239,9 +233,7 @@ def test_no_loss_broadcasts_a_column_against_a_row(call):
         call(torch.ones(3, 2), torch.ones(3))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: Grpo(clip=0.0), lambda: Grpo(kl=-1.0), lambda: DetachedSurrogate(clip=-1.0)]
-)
+@pytest.mark.parametrize("make", [lambda: Grpo(clip=0.0), lambda: Grpo(kl=-1.0), lambda: DetachedSurrogate(clip=-1.0)])
 def test_settings_of_losses_out_of_range_are_refused(make):
     with pytest.raises(ConfigError, match="clip"):
         make()

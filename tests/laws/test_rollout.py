@@ -40,9 +40,7 @@ def test_the_ode_is_the_loop_of_diffusers(tiny_net, condition):
 def test_samples_of_a_gaussian_flow_are_its_data(dynamics, gaussian_flow, condition):
     n = 4000
     noise = Noise(range(n))
-    x = sample(
-        gaussian_flow(1.5, 0.6), dynamics, noise.initial((2,)), sigma_grid(20, 1.0), condition(n), noise
-    )
+    x = sample(gaussian_flow(1.5, 0.6), dynamics, noise.initial((2,)), sigma_grid(20, 1.0), condition(n), noise)
     assert (x.mean(0) - 1.5).abs().max() < 0.05 and (x.std(0) - 0.6).abs().max() < 0.05
 
 
@@ -74,9 +72,7 @@ def test_fused_gradients_are_those_of_the_recorded_trajectory(tiny_net, conditio
 
     trajectory = record(student, dynamics, x, SIGMAS, cond, noise)
     kl = sum(
-        replay(student, dynamics, trajectory, i, cond)
-        .kl(replay(teacher, dynamics, trajectory, i, cond))
-        .sum()
+        replay(student, dynamics, trajectory, i, cond).kl(replay(teacher, dynamics, trajectory, i, cond)).sum()
         for i in range(STEPS)
     )
     kl.backward()
@@ -97,13 +93,9 @@ def test_backward_between_steps_does_not_change_the_states(tiny_net, condition):
 def test_only_queried_velocities_carry_a_gradient(tiny_net, condition):
     noise, x = start(2)
     with torch.no_grad():
-        steps = list(
-            rollout(tiny_net(0), FlowSde(a=0.7), x.requires_grad_(), SIGMAS, condition(2), noise, {1, 3})
-        )
+        steps = list(rollout(tiny_net(0), FlowSde(a=0.7), x.requires_grad_(), SIGMAS, condition(2), noise, {1, 3}))
     assert [step.v.requires_grad for step in steps] == [False, True, False, True, False]
-    assert not any(
-        part.requires_grad for step in steps for part in (step.x, step.x_next, step.transition.mean)
-    )
+    assert not any(part.requires_grad for step in steps for part in (step.x, step.x_next, step.transition.mean))
 
 
 def test_one_step_of_activations_is_alive_at_a_time(tiny_net, condition):
@@ -164,9 +156,7 @@ def test_states_stay_in_float32_under_a_bf16_field(tiny_net, condition):
     noise, x = start(2)
     steps = list(rollout(field, FlowSde(a=0.7), x.bfloat16(), SIGMAS, cond, noise))
     assert all(step.v.dtype == torch.bfloat16 for step in steps)
-    assert all(
-        part.dtype == torch.float32 for step in steps for part in (step.x, step.transition.mean, step.x_next)
-    )
+    assert all(part.dtype == torch.float32 for step in steps for part in (step.x, step.transition.mean, step.x_next))
 
 
 def test_rollouts_that_cannot_work_are_refused(tiny_net, condition):

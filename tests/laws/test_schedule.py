@@ -38,9 +38,7 @@ def test_logit_normal_times(generator):
     assert torch.equal(t, again)
 
 
-@pytest.mark.parametrize(
-    "grid", [[1.0], [0.5, 0.5], [0.2, 0.7], [1.5, 0.0], [0.5, -0.1], [1.0, float("nan")]]
-)
+@pytest.mark.parametrize("grid", [[1.0], [0.5, 0.5], [0.2, 0.7], [1.5, 0.0], [0.5, -0.1], [1.0, float("nan")]])
 def test_a_grid_that_does_not_fall_within_0_and_1_is_refused(grid):
     with pytest.raises(ConfigError, match="fall strictly"):
         check_grid(torch.tensor(grid))

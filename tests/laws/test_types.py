@@ -31,15 +31,11 @@ def test_expanding_copies_nothing(condition):
 
 
 def test_only_floating_tensors_are_cast():
-    moved = Condition({"text": torch.ones(2, 3), "ids": torch.ones(2, 3, dtype=torch.long)}).to(
-        "cpu", torch.bfloat16
-    )
+    moved = Condition({"text": torch.ones(2, 3), "ids": torch.ones(2, 3, dtype=torch.long)}).to("cpu", torch.bfloat16)
     assert moved["text"].dtype == torch.bfloat16 and moved["ids"].dtype == torch.long
 
 
-@pytest.mark.parametrize(
-    "tensors", [{}, {"scalar": torch.tensor(1.0)}, {"a": torch.ones(2), "b": torch.ones(3)}]
-)
+@pytest.mark.parametrize("tensors", [{}, {"scalar": torch.tensor(1.0)}, {"a": torch.ones(2), "b": torch.ones(3)}])
 def test_tensors_that_share_no_batch_are_refused(tensors):
     with pytest.raises(ConfigError, match="axis 0"):
         Condition(tensors)
