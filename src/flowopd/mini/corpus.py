@@ -25,7 +25,7 @@ class CorpusConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mistaken_objects: float = 0.25
-    mistaken_text: float = 0.25
+    mistaken_text: float = 0.35
     degraded: float = 0.5
     degradations: tuple[str, ...] = tuple(DEGRADATIONS)
     least_severity: float = 0.3

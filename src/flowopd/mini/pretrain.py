@@ -35,7 +35,7 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
-    autoencoder_steps: int = 3000
+    autoencoder_steps: int = 9000
     examples: int = 30_000
     corpus: CorpusConfig = CorpusConfig()
     base: BaseConfig = BaseConfig()

@@ -27,7 +27,7 @@ class BaseConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = 2300
+    steps: int = 6500
     batch: int = 32
     learning_rate: float = 3e-3
     warmup: int = 100
