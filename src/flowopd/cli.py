@@ -68,7 +68,7 @@ def run(
 
 @app.command()
 def teacher(
-    name: Annotated[str, typer.Option("--name", help="The expert's name in the recipe.")],
+    name: Annotated[str | None, typer.Option(help="The expert's name in the recipe; none is the reward's.")] = None,
     reward: Annotated[str | None, typer.Option(help="Reward to train on, if the recipe does not say.")] = None,
     config: Config = None,
     sets: Sets = None,
@@ -83,13 +83,16 @@ def teacher(
     """
     from flowopd.stages.teacher import train_teacher
 
+    name = name or reward
+    if name is None:
+        raise ConfigError("which expert? give --name NAME of the recipe's, or --reward NAME to train on")
     tree = _tree(config, base, [], prompts)
     if reward is not None:
         label = prompts[0].partition("=")[0] if prompts else name
         trained = tree.setdefault("teachers", {}).setdefault(name, {}).setdefault("train", {"prompts": label})
         trained["reward"] = reward
     folder = train_teacher(_session(tree, _sets(sets, seed=seed), out), name)
-    _done(folder, f"flowopd sample --config ... --model teacher:{name} --prompt '...'")
+    _done(folder, f"flowopd sample --out {out} --model teacher:{name} --prompt '...'")
 
 
 @app.command()
@@ -151,7 +154,7 @@ def distill(
     session = _session(tree, _sets(sets, seed=seed), out)
     if session.recipe.coldstart is not None and not (out / "coldstart").exists():
         start.cold_start(session)
-    _done(stage.distill(session), f"flowopd eval --config ... --out {out}")
+    _done(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
 
 
 @app.command("eval")
@@ -244,7 +247,7 @@ def _run(recipe: str, sets: list[str], out: Path) -> None:
 def _cold_start(tree: dict[str, Any], sets: list[str] | None, out: Path) -> None:
     from flowopd.stages.coldstart import cold_start
 
-    _done(cold_start(_session(tree, sets or [], out)), f"flowopd distill --config ... --out {out}")
+    _done(cold_start(_session(tree, sets or [], out)), f"flowopd distill --config RECIPE.yaml --out {out}")
 
 
 def _session(tree: dict[str, Any], sets: list[str], out: Path) -> Session:

@@ -112,6 +112,9 @@ class DistillConfig(Strict):
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
     micro_batch: int = Field(48, ge=1)
+    loss: Literal["closed_form", "log_ratio"] = Field(
+        "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
+    )
     weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = "velocity"
     query: QueryConfig = QueryConfig()
     anchor: AnchorConfig | None = AnchorConfig()

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowopd.dynamics import Dynamics
-from flowopd.objectives import Anchor, ReverseKL
+from flowopd.objectives import Anchor, ReverseKL, SampledLogRatio, squared_gap
 from flowopd.queries import Queries
 from flowopd.rollout import rollout
 from flowopd.routing import mix
 from flowopd.sampling import Batch
 from flowopd.shapes import Grid, PerStep, Routes
-from flowopd.types import Condition
+from flowopd.types import Condition, Step
 from flowopd.velocity import VelocityField
+
+Estimator = Callable[[Step, Dynamics, Tensor, Tensor], Tensor]
+"""(step, its dynamics, target velocity (B, *shape), weight w) -> loss (B,): its expected gradient in the student, at
+the step's states, is that of w mean_D ||v_S - target||^2."""
 
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """Who learns from whom, and how: fields, samplers, and the step weights w (N,)."""
+    """Who learns from whom, and how: fields, samplers, the step weights w (N,), and how the gradient is estimated."""
 
     student: VelocityField
     teachers: Sequence[VelocityField]
@@ -30,6 +34,27 @@ class Distillation:
     dynamics: Sequence[Dynamics]
     grid: Grid
     weights: PerStep
+    estimate: Estimator
+
+
+def closed_form(step: Step, _dynamics: Dynamics, target: Tensor, w: Tensor) -> Tensor:
+    """The reverse KL itself: no sampling variance at the step's states."""
+    return ReverseKL()(step.v, target, w)[0]
+
+
+def log_ratio(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tensor:
+    """The policy gradient of the reverse KL at the sampled next states, brought to the closed form's weight.
+
+    Raises ConfigError if the step has no noise.
+    """
+    student, teacher = (
+        dynamics.transition(step.x, v, step.t, step.t_next).log_prob(step.x_next)[None] for v in (step.v, target)
+    )
+    kl = step.x[0].numel() * dynamics.kl_weight(step.t, step.t_next)
+    return w / kl * SampledLogRatio()(student, teacher)[0]
+
+
+ESTIMATORS: Mapping[str, Estimator] = {"closed_form": closed_form, "log_ratio": log_ratio}
 
 
 def distill_step(
@@ -53,15 +78,13 @@ def distill_step(
         losses = []
         if d.teachers:
             target = routed(d.teachers, routes, step.x, step.t, batch.cond)
-            loss, _ = ReverseKL()(step.v, target, w)
-            gaps[0, i] = (loss.detach() / w).cpu()
-            losses.append(loss)
+            losses.append(d.estimate(step, d.dynamics[i], target, w))
+            gaps[0, i] = squared_gap(step.v.detach(), target).cpu()
         if d.anchor_field is not None:
             with torch.no_grad():
                 held_to = d.anchor_field(step.x, step.t, batch.cond)
-            loss, _ = d.anchor(step.v, held_to, w)
-            gaps[1, i] = (loss.detach() / (w * d.anchor.weight)).cpu()
-            losses.append(loss)
+            losses.append(d.anchor(step.v, held_to, w)[0])
+            gaps[1, i] = squared_gap(step.v.detach(), held_to).cpu()
         (share * query_weight[i] / steps * torch.stack(losses).sum(0).mean()).backward()
     return gaps
 

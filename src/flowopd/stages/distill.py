@@ -22,7 +22,7 @@ from flowopd.recipe import DistillConfig, QueryConfig
 from flowopd.routing import LabelRouter
 from flowopd.sampling import Batch
 from flowopd.session import BASE, Session
-from flowopd.step import Distillation, distill_step, mean_gaps
+from flowopd.step import ESTIMATORS, Distillation, distill_step, mean_gaps
 from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 from flowopd.velocity import VelocityField
@@ -130,6 +130,7 @@ def _distillation(session: Session, teachers: Sequence[str], conditioning: Condi
         dynamics=dynamics,
         grid=grid,
         weights=step_weights(config.weighting, dynamics, grid),
+        estimate=ESTIMATORS[config.loss],
     )
 
 

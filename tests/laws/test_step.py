@@ -1,0 +1,92 @@
+"""One optimisation step: its two estimators share an expected gradient, and its gaps are plain squared distances."""
+
+import pytest
+import torch
+
+from flowopd.dynamics import FlowSde, Ode
+from flowopd.errors import ConfigError
+from flowopd.noise import Noise
+from flowopd.objectives import Anchor, step_weights
+from flowopd.queries import AllSteps
+from flowopd.rollout import rollout
+from flowopd.sampling import Batch
+from flowopd.step import Distillation, closed_form, distill_step, log_ratio
+
+GRID = torch.tensor([0.9, 0.6, 0.3])
+SDE = FlowSde(a=0.7)
+
+
+def step_of(theta, x, dynamics, cond, noise):
+    """The first step of a rollout whose field is `theta x`."""
+    return next(iter(rollout(lambda x, t, cond: theta * x, dynamics, x, GRID, cond, noise, {0})))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_log_ratio_has_the_expected_gradient_of_the_closed_form(weight, condition):
+    n, theta, w = 40_000, torch.tensor(0.4, requires_grad=True), torch.tensor(weight)
+    x = torch.tensor([[0.5, -1.0]]).expand(n, 2)
+    step = step_of(theta, x, SDE, condition(1).expand(n), Noise(range(n)))
+    target = 0.9 * step.x
+    exact = torch.autograd.grad(closed_form(step, SDE, target, w).mean(), theta, retain_graph=True)[0]
+    loss = log_ratio(step, SDE, target, w)
+    sampled = torch.autograd.grad(loss.mean(), theta, retain_graph=True)[0]
+    parts = [torch.autograd.grad(part.mean(), theta, retain_graph=True)[0] for part in loss.chunk(20)]
+    error = torch.stack(parts).std() / len(parts) ** 0.5
+    assert error < exact.abs() / 10
+    assert (sampled - exact).abs() < 4 * error
+
+
+def test_the_log_ratio_of_a_step_without_noise_is_refused(condition):
+    theta = torch.tensor(0.4, requires_grad=True)
+    step = step_of(theta, torch.ones(1, 2), Ode(), condition(1), None)
+    with pytest.raises(ConfigError, match="without noise"):
+        log_ratio(step, Ode(), torch.ones(1, 2), torch.tensor(1.0))
+
+
+def distillation(tiny_net, weights, teachers=True, anchor=0.5):
+    return Distillation(
+        student=tiny_net(0),
+        teachers=[tiny_net(1), tiny_net(2)] if teachers else [],
+        anchor_field=tiny_net(3) if anchor else None,
+        anchor=Anchor(weight=anchor),
+        dynamics=[SDE, SDE],
+        grid=GRID,
+        weights=step_weights(weights, SDE, GRID),
+        estimate=closed_form,
+    )
+
+
+def gradient_and_gaps(d, condition, routes):
+    d.student.zero_grad()
+    gaps = distill_step(d, Batch(condition(2), (3, 4)), routes, AllSteps().draw(2, torch.Generator()), (3, 4, 4))
+    return torch.cat([p.grad.flatten() for p in d.student.parameters()]), gaps
+
+
+def test_a_step_of_weight_0_gives_no_gradient_and_still_a_gap(tiny_net, condition):
+    routes = torch.eye(2)
+    whole, gaps = gradient_and_gaps(distillation(tiny_net, "velocity"), condition, routes)
+    first, part = gradient_and_gaps(distillation(tiny_net, (2.0, 0.0)), condition, routes)
+    last, _ = gradient_and_gaps(distillation(tiny_net, (0.0, 2.0)), condition, routes)
+    torch.testing.assert_close((first + last) / 2, whole)
+    torch.testing.assert_close(part, gaps)
+    assert gaps.isfinite().all()
+
+
+def test_teachers_and_anchor_add_up(tiny_net, condition):
+    routes = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    both, _ = gradient_and_gaps(distillation(tiny_net, "velocity"), condition, routes)
+    taught, gaps = gradient_and_gaps(distillation(tiny_net, "velocity", anchor=0.0), condition, routes)
+    held, others = gradient_and_gaps(distillation(tiny_net, "velocity", teachers=False), condition, routes)
+    torch.testing.assert_close(taught + held, both)
+    assert gaps[0].isfinite().all() and gaps[1].isnan().all()
+    assert others[0].isnan().all() and others[1].isfinite().all()
+
+
+def test_a_mixed_batch_is_the_mean_of_its_rows(tiny_net, condition):
+    d, cond = distillation(tiny_net, "velocity"), condition(2)
+    routes, queries = torch.eye(2), AllSteps().draw(2, torch.Generator())
+    whole, _ = gradient_and_gaps(d, condition, routes)
+    d.student.zero_grad()
+    for i, seed in enumerate((3, 4)):
+        distill_step(d, Batch(cond.rows([i]), (seed,)), routes[i : i + 1], queries, (3, 4, 4), share=0.5)
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in d.student.parameters()]), whole)
