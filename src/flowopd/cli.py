@@ -198,13 +198,16 @@ def sample(
 
 @app.command()
 def report(out: Out = Path("runs/demo")) -> None:
-    """Write report.html, one self-contained page, from what a run folder holds.
+    """Write report.html, one self-contained page, from what a run folder holds; also table.md and wall.png.
 
     Example: `flowopd report --out runs/demo`
     """
     from flowopd.stages.report import write_report
+    from flowopd.stages.summary import write_summary
 
-    typer.echo(write_report(out))
+    path = write_report(out)
+    write_summary(out)
+    typer.echo(path)
 
 
 @mini.command("pretrain")

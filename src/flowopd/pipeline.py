@@ -19,6 +19,7 @@ from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.report import write_report
 from flowopd.stages.sample import draw_wall
+from flowopd.stages.summary import write_summary
 from flowopd.stages.teacher import train_teacher
 
 MANIFEST = "manifest.json"
@@ -44,6 +45,7 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
         results = evaluate(session)
         draw_wall(session, recipe.evaluate)
         write_report(out)
+        write_summary(out)
     return results
 
 

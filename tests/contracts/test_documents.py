@@ -21,7 +21,8 @@ RECIPES = sorted((ROOT / "src" / "flowopd" / "recipes").glob("*.yaml"))
 
 
 def blocks(language, text=README):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
 
 
 def spans(text):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from typer.main import get_command
 
@@ -98,8 +97,8 @@ def undocumented(tree):
     return missing
 
 
-INHERITED = {"forward"}
-"""Methods whose meaning is torch's; the class's docstring says what goes in and what comes out."""
+INHERITED = {"forward", "coefficients", "draw"}
+"""Methods that the docstring of a base or protocol explains: torch's `Module`, `Dynamics`, `Query`."""
 
 
 def loaded_after(statement):
@@ -160,5 +159,4 @@ def test_the_commands_are_there():
 
 def test_every_command_tells_what_it_does_and_shows_an_example():
     for name, command in commands(get_command(app)):
-        assert isinstance(command, click.Command) or callable(command.get_help)
         assert f"Example: `flowopd {name}" in command.help, name

@@ -1,0 +1,77 @@
+"""A run's results in two small files for other documents: `table.md`, and the wall as one picture, `wall.png`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from flowopd.results import Estimate, Results, replace_text
+
+TABLE, WALL = "table.md", "wall.png"
+TILE, GAP, MARGIN, LINE = 96, 6, 132, 15
+"""Pixels: a picture's side, the space between two, the column of names, and a line of a prompt."""
+
+
+def write_summary(run: Path) -> None:
+    """Write what the folder of a run has the parts for."""
+    if (run / "results.json").exists():
+        replace_text(run / TABLE, table(Results.load(run / "results.json")))
+    if (run / "samples" / "index.json").exists():
+        wall(run / "samples").save(run / WALL, optimize=True)
+
+
+def table(results: Results) -> str:
+    """Every model and metric with half the width of its interval, and the gap closed, in Markdown."""
+    metrics = results.metrics
+    lines = [_line("", *metrics), _line("---", *("---:" for _ in metrics))]
+    for model, row in results.models.items():
+        lines.append(_line(model, *(_cell(row.get(metric)) for metric in metrics)))
+    if results.gap_closed:
+        shares = (results.gap_closed.get(metric) for metric in metrics)
+        lines.append(_line("gap closed", *("" if share is None else f"{share:.2f}" for share in shares)))
+    return "\n".join(lines) + "\n"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}" if estimate else ""
+
+
+def wall(folder: Path, columns: int = 9) -> Image.Image:
+    """One row a model and one column a prompt, the first `columns` that are spread over the wall."""
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    prompts, models = index["prompts"], index["models"]
+    shown = [i * len(prompts) // columns for i in range(columns)] if len(prompts) > columns else range(len(prompts))
+    words = [_wrapped(prompts[i]) for i in shown]
+    head = LINE * max(map(len, words)) + GAP
+    step = TILE + GAP
+    canvas = Image.new("RGB", (MARGIN + step * len(words), head + step * len(models)), "white")
+    pen, font = ImageDraw.Draw(canvas), _font(11)
+    for column, lines in enumerate(words):
+        pen.multiline_text((MARGIN + step * column, 0), "\n".join(lines), fill="black", font=font, spacing=2)
+    for row, model in enumerate(models):
+        top = head + step * row
+        pen.text((0, top + TILE / 2), model, fill="black", font=_font(13), anchor="lm")
+        for column, i in enumerate(shown):
+            with Image.open(folder / f"{i}-{model}.png") as picture:
+                canvas.paste(picture.convert("RGB").resize((TILE, TILE)), (MARGIN + step * column, top))
+    return canvas
+
+
+def _wrapped(prompt: str, width: int = 16) -> list[str]:
+    lines = [""]
+    for word in prompt.split():
+        if lines[-1] and len(lines[-1]) + len(word) + 1 > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
