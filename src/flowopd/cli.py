@@ -27,6 +27,9 @@ app = typer.Typer(
 mini = typer.Typer(help="The mini world: how its base, prompts and judges were made.", no_args_is_help=True)
 app.add_typer(mini, name="mini")
 
+WIDE = 120
+"""Columns of a table that goes to a file or another program."""
+
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (YAML).", show_default=False)]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key: distill.optim.updates=20. Repeatable.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")]
@@ -300,10 +303,10 @@ def _sets(sets: list[str] | None, **flags: Any) -> list[str]:
 
 
 def _table(results: Results) -> None:
+    from rich.console import Console
     from rich.table import Table
 
-    from flowopd.tracking import console
-
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     table = Table(title="mean ± half of the 95 % interval")
     table.add_column("model")
     for metric in results.metrics:

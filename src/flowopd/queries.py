@@ -24,7 +24,9 @@ class Queries:
 class Query(Protocol):
     """A rule that picks steps of a rollout of `n` steps; `generator` is its only randomness."""
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries: ...
+    def draw(self, n: int, generator: torch.Generator) -> Queries:
+        """The steps of one rollout of `n` steps."""
+        ...
 
 
 @dataclass(frozen=True)

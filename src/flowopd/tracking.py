@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: `metrics.jsonl`, and TensorBoard where it is installed."""
+"""What a run writes down while it goes: `metrics.jsonl`, and OUT/tensorboard where TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +29,7 @@ class Tracker:
         self.stage, self.total = stage, total
         run.mkdir(parents=True, exist_ok=True)
         self._file = run / "metrics.jsonl"
+        self._board = _board(run / "tensorboard" / stage.replace(":", "-"))
         self._start = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -49,6 +51,8 @@ class Tracker:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if self._board is not None:
+            self._board.close()
 
     def rewind(self, step: int) -> None:
         """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped."""
@@ -74,4 +78,16 @@ class Tracker:
         }
         with self._file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
         self._progress.update(self._task, completed=step + 1, note=note)
+
+
+def _board(folder: Path) -> Any:
+    """TensorBoard's writer, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from diffusers.training_utils import EMAModel
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.errors import NumericsError
@@ -34,16 +33,37 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(50, ge=1)
 
 
+class Average:
+    """Exponential moving average of parameters, in copies of its own; the decay after n updates is at most
+    (1 + n)/(10 + n), so that short runs forget where they began."""
+
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.values = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, parameters: Sequence[Tensor]) -> None:
+        """Move towards the parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        get_ema_multi_avg_fn(decay)(self.values, list(parameters), None)
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Sequence[Tensor]) -> None:
+        """Put the averages into the parameters."""
+        for parameter, value in zip(parameters, self.values, strict=True):
+            parameter.copy_(value)
+
+
 class Trainer:
-    """Trains some named parameters; what it ends with, and what evaluation sees, are the averaged weights."""
+    """Trains some named parameters; what it ends with are the averaged weights."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
         self.config, self.names, self.parameters = config, list(parameters), list(parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999)
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.average = EMAModel(self.parameters, decay=config.ema, min_decay=0.0)
+        self.average = Average(self.parameters, config.ema)
 
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Make all updates that are left, and leave the averaged weights in the parameters."""
@@ -61,23 +81,15 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise NumericsError(f"the gradient of update {step} is not finite; weights kept, lower the learning rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self._rate(step)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.step(self.parameters)
+        self.average.update(self.parameters)
         return norm
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights stand in the parameters meanwhile."""
-        self.average.store(self.parameters)
-        self.average.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            self.average.restore(self.parameters)
-
     def _rate(self, step: int) -> float:
+        """Share of the learning rate in update `step`."""
         config = self.config
         rise = min(1.0, (step + 1) / (config.warmup + 1))
         fall = 0.55 + 0.45 * math.cos(math.pi * min(1.0, step / config.updates))
@@ -85,7 +97,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"weight.{name}": p for name, p in zip(self.names, self.parameters, strict=True)}
-        state |= {f"ema.{name}": p for name, p in zip(self.names, self.average.shadow_params, strict=True)}
+        state |= {f"ema.{name}": p for name, p in zip(self.names, self.average.values, strict=True)}
         for i, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{key}.{self.names[i]}": torch.as_tensor(value) for key, value in values.items()}
         return state
@@ -99,12 +111,10 @@ class Trainer:
         with torch.no_grad():
             for i, name in enumerate(self.names):
                 self.parameters[i].copy_(state[f"weight.{name}"])
-                self.average.shadow_params[i].copy_(state[f"ema.{name}"])
+                self.average.values[i].copy_(state[f"ema.{name}"])
                 moments[i] = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.average.optimization_step = found.step
-        self.schedule.last_epoch = found.step - 1
-        self.schedule.step()
+        self.average.updates = found.step
         return found.step
 
 

@@ -55,7 +55,6 @@ MODELS = ("diffusers", "peft", "transformers")
 LOGGERS = ("tensorboard", "tensorboardX", "torch.utils.tensorboard", "wandb", "trackio")
 HOMES = {
     **dict.fromkeys(MODELS, PARTS),
-    "diffusers.training_utils.EMAModel": (*PARTS, "train"),
     "accelerate": RUNNING,
     **dict.fromkeys(LOGGERS, ("tracking",)),
 }
@@ -300,7 +299,6 @@ def test_a_module_that_breaks_a_rule_is_reported(module, source, fault):
     [
         ("dynamics", "import math\nimport torch.nn.functional as F\nfrom jaxtyping import Float"),
         ("rewards.mini_quality", "from flowopd.mini.quality import QUALITY"),
-        ("train", "from diffusers.training_utils import EMAModel"),
         ("tracking", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
         ("session", "minimum = administer('minimal')"),
         ("recipe", '"""Recipes of the mini world."""'),

@@ -94,7 +94,7 @@ def test_more_severe_is_worse(judges, clean, name, family):
     scores = values(judges[name], np.concatenate(rows)).reshape(len(pictures), len(LEVELS))
     ranks = rankdata(scores, axis=1)
     correlations = [np.corrcoef(row, -LEVELS)[0, 1] for row in ranks]
-    assert np.mean(correlations) >= 0.85
+    assert np.mean(correlations) >= 0.9
 
 
 @pytest.mark.parametrize(("name", "family"), UNHEARD)

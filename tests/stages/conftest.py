@@ -14,14 +14,14 @@ from flowopd.mini.autoencoder import CHANNELS, new_autoencoder
 from flowopd.mini.encoders import WIDTH, new_text_side
 from flowopd.mini.pretrain import assemble
 from flowopd.models import located
-from flowopd.pipeline import open_run
+from flowopd.pipeline import open_run, run
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.recipe import make_recipe
 
 LABELS = ("composition", "quality")
 SPLITS = ("train", "test")
 HEADS = 2
-TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2", "proj_out")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "proj_out")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,31 @@ class World:
         """The session of a new or old run of such a recipe."""
         return open_run(make_recipe(self.tree(**parts)), out)
 
+    def whole(self):
+        """The plain values of a recipe with every stage that experts at hand leave to do."""
+        metrics = {
+            "composition": {"reward": "mini_geneval", "prompts": "composition", "owner": "composition"},
+            "quality": {"reward": "mini_quality", "prompts": "quality", "owner": "quality"},
+            "unlearnt": {"reward": "mini_holdout", "prompts": "quality", "held_out": True},
+        }
+        return self.tree(
+            coldstart={"kind": "merge"},
+            distill=quick(updates=2),
+            evaluate={"metrics": metrics, "limit": 3, "sampling": {"steps": 2}},
+            samples={"prompts_per_label": 1},
+        )
+
+
+def quick(updates=3, learning_rate=1e-3, ema=0.9, checkpoint_every=50, **parts):
+    """A distillation of a moment."""
+    optim = {"updates": updates, "learning_rate": learning_rate, "ema": ema, "checkpoint_every": checkpoint_every}
+    defaults = {
+        "samples_per_label": 2,
+        "sampling": {"steps": 2},
+        "adapter": {"rank": 8, "alpha": 16, "targets": TARGETS},
+    }
+    return {**defaults, "optim": optim, **parts}
+
 
 def tiny_transformer(heads=HEADS):
     torch.manual_seed(0)
@@ -59,25 +84,28 @@ def tiny_transformer(heads=HEADS):
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
+    with torch.no_grad():
+        transformer.time_text_embed.text_embedder.linear_1.weight.mul_(4)
     return transformer.eval()
 
 
+@torch.no_grad()
 def write_base(folder):
-    """A pipeline whose pictures use many greys."""
+    """A pipeline whose pictures use many greys and whose prompts are far apart."""
     torch.manual_seed(1)
     vae, text = new_autoencoder(), new_text_side()
-    with torch.no_grad():
-        vae.decoder.layers[-1].weight.mul_(GAIN)
+    vae.decoder.layers[-1].weight.mul_(6)
+    vae.decoder.layers[-1].bias.fill_(0.5)
+    for clip in text.encoders[:2]:
+        clip.get_input_embeddings().weight.mul_(30)
     assemble(vae, text, tiny_transformer()).save_pretrained(folder)
-
-
-GAIN = 6.0
-"""Of the last layer of the decoder."""
 
 
 def write_plain_peft_expert(folder, seed, heads=HEADS):
     """An expert that this project did not make."""
-    config = LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "to_v", "net.2"], init_lora_weights=False)
+    config = LoraConfig(
+        r=3, lora_alpha=6, target_modules=["to_q", "to_v", "ff.net.2", "proj_out"], init_lora_weights=False
+    )
     transformer = tiny_transformer(heads)
     torch.manual_seed(seed)
     get_peft_model(transformer, config).save_pretrained(folder)
@@ -114,3 +142,18 @@ def world(tmp_path_factory):
         write_own_expert(made.experts / "quality", seed=3)
         write_few_prompts(made.prompts)
     return made
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory):
+    """The folder of a whole run; tests must leave it as it is."""
+    out = tmp_path_factory.getbasetemp() / "finished-run"
+    if not out.exists():
+        run(make_recipe(world.whole()), out)
+    return out
+
+
+@pytest.fixture
+def distilling():
+    """The settings of a short distillation, with changes."""
+    return quick

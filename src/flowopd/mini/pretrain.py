@@ -39,7 +39,13 @@ class PretrainConfig(BaseModel):
     examples: int = 30_000
     corpus: CorpusConfig = CorpusConfig()
     base: BaseConfig = BaseConfig()
+    further: BaseConfig | None = None
     snapshot_every: int = 1000
+
+    @property
+    def rounds(self) -> list[BaseConfig]:
+        """Rounds of training; each begins anew from the averaged weights of the one before."""
+        return [self.base, *([self.further] if self.further else [])]
 
 
 def pretrain(out: Path, config: PretrainConfig) -> Path:
@@ -49,19 +55,48 @@ def pretrain(out: Path, config: PretrainConfig) -> Path:
     text = _seeded(config.seed, new_text_side)
     data = _corpus(out, config, vae, text)
     transformer = _seeded(config.seed + 1, new_transformer)
+    for number, base in enumerate(config.rounds):
+        folder = out / f"round-{number}"
+        if folder.exists():
+            _reload(folder, transformer, text)
+        else:
+            _train(out, number, base, config, vae, text, transformer, data)
+            assemble(vae, text, transformer).save_pretrained(folder)
+    assemble(vae, text, transformer).save_pretrained(out / "pipeline")
+    return out / "pipeline"
+
+
+def _train(
+    out: Path,
+    number: int,
+    base: BaseConfig,
+    config: PretrainConfig,
+    vae: AutoencoderTiny,
+    text: TextSide,
+    transformer: torch.nn.Module,
+    data: Latents,
+) -> None:
+    """One round, with a snapshot of the averaged weights now and then."""
 
     def snapshot(step: int, average: EMAModel) -> None:
         if step and step % config.snapshot_every == 0:
             model = [*transformer.parameters(), *text.encoders.parameters()]
             average.store(model)
             average.copy_to(model)
-            assemble(vae, text, transformer).save_pretrained(out / f"snapshot-{step}")
+            assemble(vae, text, transformer).save_pretrained(out / f"snapshot-{number}-{step}")
             average.restore(model)
 
-    with (out / "base.jsonl").open("w") as log:
-        train_base(transformer, text, data, config.base, seed=config.seed, log=_writer(log, every=20), keep=snapshot)
-    assemble(vae, text, transformer).save_pretrained(out / "pipeline")
-    return out / "pipeline"
+    with (out / f"base-{number}.jsonl").open("w") as log:
+        seed = config.seed + number
+        train_base(transformer, text, data, base, seed=seed, log=_writer(log, every=20), keep=snapshot)
+
+
+def _reload(folder: Path, transformer: torch.nn.Module, text: TextSide) -> None:
+    """The weights of a finished round."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder)
+    transformer.load_state_dict(pipe.transformer.state_dict())
+    for encoder, kept in zip(text.encoders, (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3), strict=True):
+        encoder.load_state_dict(kept.state_dict())
 
 
 def assemble(vae: AutoencoderTiny, text: TextSide, transformer: torch.nn.Module) -> StableDiffusion3Pipeline:

@@ -1,0 +1,1 @@
+"""The mini world: pictures, captions, judges, and the recipe of its base."""

@@ -1,0 +1,123 @@
+"""Each command does its stage, says on standard output where the result is, and leaves it there."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from flowopd.lora_file import read_lora
+from flowopd.models import located
+from flowopd.results import Results
+
+LABELS = ("composition", "quality")
+SHORT = (
+    "distill.optim.updates=1",
+    "distill.samples_per_label=1",
+    "distill.sampling.steps=2",
+    "distill.adapter.rank=4",
+)
+
+
+@pytest.fixture
+def flags(world):
+    """The tiny world as flags."""
+    flags = ["--base", world.base]
+    for label in LABELS:
+        flags += ["--teacher", f"{label}={world.experts / label}"]
+    return flags
+
+
+@pytest.fixture
+def prompts(world):
+    return [part for label in LABELS for part in ("--prompts", f"{label}={world.prompts}/train/{label}.jsonl")]
+
+
+def sets(*changes):
+    return [part for change in changes for part in ("--set", change)]
+
+
+def test_merge_by_flags_writes_an_adapter(flowopd, flags, tmp_path):
+    made = flowopd("merge", *flags, "--rank", 3, "--out", tmp_path / "out")
+    assert made.code == 0 and made.out.strip() == str(tmp_path / "out" / "coldstart")
+    assert {factors.rank for factors in read_lora(tmp_path / "out" / "coldstart").modules.values()} == {3}
+
+
+def test_sft_by_flags_writes_an_adapter(flowopd, flags, prompts, tmp_path):
+    few = sets("coldstart.images=2", "coldstart.batch=2", "coldstart.optim.updates=1", "coldstart.sampling.steps=1")
+    made = flowopd("sft", *flags, *prompts, *few, "--out", tmp_path / "out")
+    assert made.code == 0 and made.out.strip() == str(tmp_path / "out" / "coldstart")
+    assert read_lora(tmp_path / "out" / "coldstart").modules
+
+
+def test_distill_by_flags_writes_a_student(flowopd, flags, prompts, tmp_path):
+    made = flowopd("distill", *flags, *prompts, *sets(*SHORT), "--out", tmp_path / "out")
+    assert made.code == 0 and made.out.strip() == str(tmp_path / "out" / "student")
+    assert read_lora(tmp_path / "out" / "student").modules
+
+
+def test_teacher_by_flags_writes_an_expert(flowopd, world, tmp_path):
+    train = "teachers.look.train."
+    few = sets(
+        f"{train}group=2",
+        f"{train}prompts_per_update=1",
+        f"{train}optim.updates=1",
+        f"{train}sampling={{steps: 2, sampler: sde, window: 1}}",
+    )
+    prompts = f"quality={world.prompts}/train/quality.jsonl"
+    made = flowopd(
+        *("teacher", "--name", "look", "--reward", "mini_quality", "--base", world.base, "--prompts", prompts),
+        *few,
+        *("--out", tmp_path / "out"),
+    )
+    assert made.code == 0 and made.out.strip() == str(tmp_path / "out" / "teachers" / "look")
+    assert read_lora(tmp_path / "out" / "teachers" / "look").modules
+
+
+def test_run_goes_on_with_what_is_left(flowopd, world, done, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(world.whole()))
+    student = (done / "student" / "adapter_model.safetensors").read_bytes()
+    (done / "results.json").unlink()
+    made = flowopd("run", recipe, "--out", done)
+    assert made.code == 0 and made.out.splitlines()[-1] == str(done / "report.html")
+    assert Results.load(done / "results.json").models.keys() >= {"base", "student"}
+    assert (done / "student" / "adapter_model.safetensors").read_bytes() == student
+
+
+def test_eval_takes_the_recipe_of_the_run(flowopd, done):
+    assert flowopd("eval", "--out", done, "--limit", 2).code == 0
+    assert Results.load(done / "results.json").estimate("student", "quality").n == 2
+
+
+def test_eval_without_a_limit_takes_every_prompt(flowopd, done, world):
+    assert flowopd("eval", "--out", done, "--limit", 0).code == 0
+    lines = (world.prompts / "test" / "quality.jsonl").read_text().splitlines()
+    assert Results.load(done / "results.json").estimate("student", "quality").n == len(lines)
+
+
+@pytest.mark.parametrize("model", ["base", "teacher:quality", "merge", "student"])
+def test_sample_draws_with_every_model_of_a_run(flowopd, done, tmp_path, model):
+    made = flowopd("sample", "--out", done, "--model", model, "-p", "a red bolt", "-p", "a ring", "--to", tmp_path)
+    files = made.out.split()
+    assert made.code == 0 and len(files) == 2
+    assert {Image.open(file).size for file in files} == {(64, 64)}
+
+
+def test_report_writes_the_page(flowopd, done):
+    (done / "report.html").unlink()
+    made = flowopd("report", "--out", done)
+    assert made.code == 0 and made.out.strip() == str(done / "report.html")
+    assert "student" in (done / "report.html").read_text()
+
+
+def test_looking_at_a_run_does_not_change_its_recipe(flowopd, done, finished, tmp_path):
+    flowopd("sample", "--out", done, "-p", "a ring", "--to", tmp_path, "--set", "evaluate.sampling.steps=1")
+    manifests = [json.loads((run / "manifest.json").read_text())["recipe"] for run in (done, finished)]
+    assert manifests[0]["distill"] == manifests[1]["distill"]
+
+
+def test_mini_prompts_writes_the_shipped_files_again(flowopd, tmp_path):
+    assert flowopd("mini", "prompts", "--out", tmp_path / "prompts").code == 0
+    shipped = located("package:mini/prompts")
+    for file in shipped.rglob("*.jsonl"):
+        assert (tmp_path / "prompts" / file.relative_to(shipped)).read_bytes() == file.read_bytes()

@@ -1,0 +1,255 @@
+"""A user's mistake ends with code 2 and one line that names it and the mend; what was there stays as it was."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flowopd.lora_file import WEIGHTS
+
+TWO = "--teacher composition={composition} --prompts composition={prompts}/train/composition.jsonl"
+DISTILL = f"distill --base {{base}} {TWO} --out {{out}}"
+
+
+def with_expert(name):
+    return (
+        f"distill --base {{base}} {TWO} --teacher quality={{{name}}} "
+        "--prompts quality={prompts}/train/quality.jsonl --out {out}"
+    )
+
+
+MISTAKES = {
+    "a base that is not there": (
+        f"distill --base {{here}}/nowhere {TWO} --out {{out}}",
+        ["{here}/nowhere", "model_index.json", "give"],
+    ),
+    "a folder that is no base": (f"distill --base {{empty}} {TWO} --out {{out}}", ["{empty}", "model_index.json"]),
+    "an expert that is not there": (with_expert("nobody"), ["no LoRA adapter at {nobody}", "give"]),
+    "a truncated adapter": (with_expert("truncated"), ["{truncated}", "damaged", "again"]),
+    "an adapter that is cut in its header": (with_expert("beheaded"), ["{beheaded}", "damaged", "again"]),
+    "an adapter of a wider base": (with_expert("wide"), ["quality", "adapter for another base"]),
+    "an adapter of unknown modules": (with_expert("strange"), ["quality", "no linear module of this base"]),
+    "an adapter that lacks one tensor": (with_expert("halved"), ["{halved}", "only one of lora_A and lora_B"]),
+    "an adapter that lacks a module": (with_expert("holed"), ["quality", "lacks the weights of 1 modules"]),
+    "an unknown reward of an expert": (
+        "teacher --name look --reward mini_qualty --base {base} --prompts a={prompts}/train/quality.jsonl --out {out}",
+        ["'mini_qualty'", "did you mean 'mini_quality'"],
+    ),
+    "an unknown reward in a recipe": (
+        "run {recipe} --out {out} --set evaluate.metrics.quality.reward=mini_qualty",
+        ["'mini_qualty'", "did you mean 'mini_quality'"],
+    ),
+    "an unknown reward of a run": (
+        "eval --out {done} --set evaluate.metrics.quality.reward=mini_qualty",
+        ["'mini_qualty'", "did you mean 'mini_quality'"],
+    ),
+    "a teacher that no recipe names": ("teacher --name nobody --config {recipe} --out {out}", ["'nobody'", "add"]),
+    "a teacher that is not trained": (
+        "teacher --name quality --config {recipe} --out {out}",
+        ["'quality'", "add teachers.quality.train"],
+    ),
+    "an unknown teacher as anchor": (f"{DISTILL} --set distill.anchor.model=nobody", ["'nobody'", "composition"]),
+    "an unknown teacher in a route": (
+        f"{DISTILL} --set routes.composition=compositoin",
+        ["'compositoin'", "did you mean 'composition'"],
+    ),
+    "an unknown key of a recipe": ("run {misspelt} --out {out}", ["{misspelt}", "'distil'", "did you mean 'distill'"]),
+    "an unknown key far down": (
+        "run {recipe} --out {out} --set distill.optim.update=3",
+        ["'distill.optim.update'", "did you mean 'updates'"],
+    ),
+    "a missing key": ("run {baseless} --out {out}", ["{baseless}", "base is missing", "add it"]),
+    "a broken line of prompts": (
+        "distill --base {base} --teacher a={composition} --prompts a={broken} --out {out}",
+        ["{broken}:2", "not JSON", "mend or delete"],
+    ),
+    "a line without a prompt": (
+        "distill --base {base} --teacher a={composition} --prompts a={wordless} --out {out}",
+        ["{wordless}:1", "no prompt", "looks like"],
+    ),
+    "prompts that are not there": (
+        "distill --base {base} --teacher a={composition} --prompts a={here}/nothing.txt --out {out}",
+        ["{here}/nothing.txt", "does not exist", "check the path"],
+    ),
+    "prompts that are a folder": (
+        "distill --base {base} --teacher a={composition} --prompts a={empty} --out {out}",
+        ["{empty}"],
+    ),
+    "a label without a route": (
+        f"{DISTILL} --prompts signs={{prompts}}/train/quality.jsonl",
+        ["no route for label 'signs'", "composition"],
+    ),
+    "prompts that the evaluation lacks": (
+        "eval --out {done} --split unseen",
+        ["unseen", "add prompts.composition.unseen"],
+    ),
+    "a negative weight of the anchor": (f"{DISTILL} --set distill.anchor.weight=-1", ["distill.anchor.weight", "-1"]),
+    "a negative weight of a merge": (
+        "merge --base {base} --teacher a={composition} --teacher b={quality} "
+        "--set coldstart.weights.a=-1 --set coldstart.weights.b=2 --out {out}",
+        ["merge weights", "negative", "-1"],
+    ),
+    "merge weights for others": (
+        "merge --base {base} --teacher a={composition} --set coldstart.weights.z=1 --out {out}",
+        ["merge weights", "z", "a"],
+    ),
+    "guidance below zero": (f"{DISTILL} --set distill.sampling.guidance=-1", ["distill.sampling.guidance", "-1"]),
+    "a teacher's guidance below zero": (
+        "run {recipe} --out {out} --set teachers.quality.guidance=-0.5",
+        ["teachers.quality.guidance", "-0.5"],
+    ),
+    "both halves switched off": (
+        f"{DISTILL} --set distill.distillation=false --set distill.anchor=null",
+        ["distill.distillation", "anchor"],
+    ),
+    "targets that the base lacks": (
+        f"{DISTILL} --set distill.adapter.targets=[to_z]",
+        ["to_z"],
+    ),
+    "a folder of another run": (
+        "run {recipe} --out {done} --set seed=7",
+        ["{done}", "another seed", "choose another --out"],
+    ),
+    "a folder of other things": ("run {recipe} --out {prompts}", ["{prompts}", "not empty", "choose another --out"]),
+    "a file as folder": ("run {recipe} --out {recipe}", ["{recipe}", "choose another --out"]),
+    "a recipe that is not there": ("run {here}/no.yaml --out {out}", ["{here}/no.yaml", "does not exist", "recipes/"]),
+    "a recipe that is a folder": ("run {empty} --out {out}", ["{empty}"]),
+    "a recipe that is no YAML": ("run {torn} --out {out}", ["{torn}", "not YAML"]),
+    "a recipe that is a list": ("run {listed} --out {out}", ["{listed}", "must be a mapping"]),
+    "a change without a value": ("run {recipe} --out {out} --set seed", ["--set 'seed'", "key=value"]),
+    "a change that is no YAML": ("run {recipe} --out {out} --set seed=[1", ["seed=[1"]),
+    "a change of the wrong kind": ("run {recipe} --out {out} --set seed=many", ["seed", "'many'"]),
+    "a flag that is no pair": ("merge --base {base} --teacher {composition} --out {out}", ["--teacher", "NAME=PATH"]),
+    "eval of no run": ("eval --out {empty}", ["{empty}", "holds no run", "--config"]),
+    "sample of no run": ("sample --out {empty} -p x", ["{empty}", "holds no run", "--config"]),
+    "report of no run": ("report --out {empty}", ["{empty}", "give the folder of a run"]),
+    "report of nothing": ("report --out {here}/nowhere", ["{here}/nowhere", "give the folder of a run"]),
+    "sample with an unknown model": (
+        "sample --out {done} --model nobody -p x --to {here}/to",
+        ["'nobody'", "there are: base", "student"],
+    ),
+    "sample with an unknown teacher": (
+        "sample --out {done} --model teacher:nobody -p x --to {here}/to",
+        ["'teacher:nobody'", "there are: base"],
+    ),
+    "a picture in the way": ("sample --out {done} -p x --to {taken}", ["{taken}/0-student.png", "--to"]),
+    "nothing to merge": ("merge --base {base} --out {out}", ["merge", "at least one adapter"]),
+    "no experts to distil": (
+        "distill --base {base} --prompts a={prompts}/train/quality.jsonl --out {out}",
+        ["teachers"],
+    ),
+}
+
+
+def without(folder, source, *endings):
+    """A copy of an adapter that lacks the tensors with these endings."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / WEIGHTS)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(endings)}
+    assert len(kept) == len(tensors) - len(endings)
+    save_file(kept, folder / WEIGHTS)
+    return folder
+
+
+def cut(folder, source, size):
+    """A copy of an adapter of which only the first bytes are left."""
+    shutil.copytree(source, folder)
+    file = folder / WEIGHTS
+    file.write_bytes(file.read_bytes()[:size])
+    return folder
+
+
+def written(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, world):
+    """Places by name, most of them with something wrong in them."""
+    here = tmp_path_factory.mktemp("broken")
+    expert = world.experts / "composition"
+    stages = sys.modules["tiny_world_of_stages"]
+    stages.write_plain_peft_expert(here / "wide", seed=4, heads=stages.HEADS + 1)
+    strange = shutil.copytree(expert, here / "strange")
+    renamed = {name.replace("blocks.1", "blocks.9"): t for name, t in load_file(strange / WEIGHTS).items()}
+    save_file(renamed, strange / WEIGHTS)
+    for folder in ("empty", "taken"):
+        (here / folder).mkdir()
+    tree = json.dumps(world.whole())
+    ring = '{"prompt": "a ring"}\n'
+    return {
+        **{"here": here, "empty": here / "empty", "nobody": here / "nobody", "wide": here / "wide", "strange": strange},
+        "truncated": cut(here / "truncated", expert, -100),
+        "beheaded": cut(here / "beheaded", expert, 50),
+        "halved": without(here / "halved", expert, "0.attn.to_q.lora_B.weight"),
+        "holed": without(here / "holed", expert, "0.attn.to_q.lora_B.weight", "0.attn.to_q.lora_A.weight"),
+        "broken": written(here / "broken.jsonl", ring + '{"prompt": \n'),
+        "wordless": written(here / "wordless.jsonl", '{"text": "a ring"}\n' + ring),
+        "recipe": written(here / "recipe.yaml", tree),
+        "misspelt": written(here / "misspelt.yaml", tree.replace('"distill"', '"distil"')),
+        "baseless": written(here / "baseless.yaml", tree.replace('"base"', '"revision"', 1)),
+        "torn": written(here / "torn.yaml", "base: [1\n"),
+        "listed": written(here / "listed.yaml", "- base\n"),
+        "taken": written(here / "taken" / "0-student.png", "mine").parent,
+        "base": world.base,
+        "prompts": world.prompts,
+        "composition": world.experts / "composition",
+        "quality": world.experts / "quality",
+    }
+
+
+def bytes_of(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def one_line(outcome, places, fragments):
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+    for fragment in fragments:
+        assert fragment.format(**places) in outcome.err
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_overwritten(flowopd, broken, tmp_path, world, done, mistake):
+    command, fragments = MISTAKES[mistake]
+    places = {**broken, "out": tmp_path / "out", "done": done}
+    before = bytes_of(broken["here"], done, world.base, world.experts, world.prompts)
+    outcome = flowopd(*(word.format(**places) for word in command.split()))
+    after = bytes_of(broken["here"], done, world.base, world.experts, world.prompts)
+    assert {path: after.get(path) for path in before} == before
+    one_line(outcome, places, fragments)
+
+
+@pytest.mark.parametrize("mistake", ["an unknown reward in a recipe", "a base that is not there"])
+def test_a_mistake_that_can_be_seen_at_once_trains_nothing(flowopd, broken, tmp_path, mistake):
+    command, _ = MISTAKES[mistake]
+    flowopd(*(word.format(**broken, out=tmp_path / "out") for word in command.split()))
+    assert not [name for name in ("coldstart", "student", "checkpoints") if (tmp_path / "out" / name).exists()]
+
+
+@pytest.mark.parametrize("wrong", ["distill.anchor.model=nobody", "routes.composition=nobody"])
+def test_after_a_mistake_the_mended_command_may_use_the_same_folder(flowopd, broken, tmp_path, wrong):
+    few = ["distill.optim.updates=1", "distill.samples_per_label=1", "distill.sampling.steps=1"]
+    command = DISTILL.format(**broken, out=tmp_path / "out").split()
+    sets = [part for change in few for part in ("--set", change)]
+    assert flowopd(*command, *sets, "--set", wrong).code == 2
+    mended = flowopd(*command, *sets)
+    assert mended.code == 0, mended.err
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_line_too(broken, tmp_path):
+    args = [word.format(**broken, out=tmp_path / "out") for word in with_expert("wide").split()]
+    ended = subprocess.run([sys.executable, "-m", "flowopd", *args], capture_output=True, text=True)
+    assert ended.returncode == 2 and not ended.stdout
+    assert ended.stderr.startswith("error: quality adapts") and ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_adapters_of_these_tests_are_broken_in_no_other_way(broken):
+    whole = load_file(broken["composition"] / WEIGHTS)
+    holed = load_file(broken["holed"] / WEIGHTS)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in holed.items())

@@ -1,0 +1,202 @@
+"""Distillation: what it needs, what it leaves alone, that its two halves are independent, and that it works."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flowopd.errors import ConfigError
+from flowopd.lora_file import read_lora
+from flowopd.models.sd3 import Sd3
+from flowopd.rewards.registry import REWARDS
+from flowopd.session import Session
+from flowopd.stages.coldstart import cold_start
+from flowopd.stages.distill import distill
+from flowopd.train import Trainer
+
+MERGED = {"kind": "merge"}
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def deltas(folder):
+    return {name: factors.delta() for name, factors in read_lora(folder).modules.items()}
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def gradients_of(session, patch):
+    """The gradients of every update, before anything is made of them."""
+    seen, step = [], Trainer._step
+
+    def looking(self, i):
+        seen.append([parameter.grad.clone() for parameter in self.parameters])
+        return step(self, i)
+
+    patch.setattr(Trainer, "_step", looking)
+    distill(session)
+    patch.undo()
+    return seen
+
+
+# What it needs
+
+
+def forbidden(*_args, **_kwargs):
+    raise AssertionError("distillation touched what it should not need")
+
+
+def test_distillation_needs_no_reward_and_no_autoencoder_and_once_encoded_no_encoder(
+    world, tmp_path, distilling, monkeypatch
+):
+    session = world.session(tmp_path / "out", distill=distilling(updates=1))
+    session.encode(prompt for label in session.recipe.prompts for prompt in session.prompts(label, "train"))
+    for part in ("vae", "_encoders"):
+        monkeypatch.setattr(Sd3, part, property(forbidden))
+    for name in REWARDS:
+        monkeypatch.setitem(REWARDS, name, forbidden)
+    assert read_lora(distill(Session(session.recipe, session.out))).modules
+
+
+def test_distillation_leaves_experts_and_base_as_they_were(world, tmp_path, distilling):
+    session = world.session(tmp_path / "out", distill=distilling())
+    session.load_teachers()
+    files = bytes_of(world.experts), bytes_of(world.base)
+    weights = {name: tensor.clone() for name, tensor in session.model.transformer.state_dict().items()}
+    distill(session)
+    assert (bytes_of(world.experts), bytes_of(world.base)) == files
+    after = session.model.transformer.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+
+# Teachers and anchor are switched one by one
+
+
+@pytest.mark.parametrize(
+    "parts, there, missing",
+    [
+        ({"anchor": None}, "gap", "anchor_gap"),
+        ({"anchor": {"model": "quality", "weight": 0.0}}, "gap", "anchor_gap"),
+        ({"distillation": False, "anchor": {"model": "quality", "weight": 0.5}}, "anchor_gap", "gap"),
+    ],
+)
+def test_each_half_trains_without_the_other(world, tmp_path, distilling, parts, there, missing):
+    student = distill(world.session(tmp_path / "out", distill=distilling(**parts)))
+    assert any(delta.any() for delta in deltas(student).values())
+    assert all(there in row and missing not in row for row in rows(tmp_path / "out"))
+
+
+def test_both_halves_together_show_both_gaps(world, tmp_path, distilling):
+    distill(world.session(tmp_path / "out", distill=distilling(anchor={"model": "base", "weight": 0.5})))
+    assert all({"gap", "anchor_gap"} <= row.keys() for row in rows(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("anchor", [None, {"model": "base", "weight": 0.0}])
+def test_with_both_halves_off_nothing_is_left_to_learn(world, tmp_path, distilling, anchor):
+    session = world.session(tmp_path / "out", distill=distilling(distillation=False, anchor=anchor))
+    with pytest.raises(ConfigError, match="nothing is left to learn from"):
+        distill(session)
+
+
+def test_an_anchor_on_the_start_itself_has_no_gap_yet(world, tmp_path, distilling):
+    parts = distilling(updates=1, distillation=False, anchor={"model": "base", "weight": 1.0})
+    distill(world.session(tmp_path / "out", distill=parts))
+    assert rows(tmp_path / "out")[0]["anchor_gap"] == 0
+
+
+# It works
+
+
+def test_distillation_closes_the_gap_to_every_expert(world, tmp_path, distilling):
+    parts = distilling(updates=45, learning_rate=0.03, ema=0.0, anchor=None, samples_per_label=4)
+    distill(world.session(tmp_path / "out", distill=parts))
+    for gap in ("gap", "gap/composition", "gap/quality"):
+        gaps = [row[gap] for row in rows(tmp_path / "out")]
+        assert np.mean(gaps[-5:]) < gaps[0] / (2 if gap == "gap" else 1.5)
+
+
+def test_an_anchor_alone_draws_the_student_to_it(world, tmp_path, distilling):
+    anchor = {"model": "quality", "weight": 1.0}
+    parts = distilling(updates=30, learning_rate=0.03, ema=0.0, distillation=False, anchor=anchor)
+    distill(world.session(tmp_path / "out", distill=parts))
+    gaps = [row["anchor_gap"] for row in rows(tmp_path / "out")]
+    assert np.mean(gaps[-5:]) < gaps[0] / 2
+
+
+def test_the_student_of_one_expert_starts_with_its_gap_closed(world, tmp_path, distilling):
+    tree = world.tree(coldstart=MERGED, distill=distilling(updates=1, anchor=None))
+    parts = {"teachers": {"quality": tree["teachers"]["quality"]}, "prompts": {"quality": tree["prompts"]["quality"]}}
+    session = world.session(tmp_path / "out", **{**tree, **parts})
+    cold_start(session)
+    distill(session)
+    assert rows(tmp_path / "out")[0]["gap"] < 1e-9
+
+
+# An update is a function of the seed and the step
+
+
+def test_the_micro_batch_does_not_change_the_gradient(world, tmp_path, distilling, monkeypatch):
+    sampling = {"steps": 3, "sampler": "sde", "guidance": 2.0}
+    whole, single, uneven = (
+        gradients_of(
+            world.session(
+                tmp_path / f"micro-{size}",
+                distill=distilling(updates=1, micro_batch=size, samples_per_label=3, sampling=sampling),
+            ),
+            monkeypatch,
+        )[0]
+        for size in (48, 1, 4)
+    )
+    assert any(gradient.any() for gradient in whole)
+    for other in (single, uneven):
+        for a, b in zip(whole, other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_micro_batch_does_not_change_the_student(world, tmp_path, distilling):
+    students = [
+        deltas(distill(world.session(tmp_path / f"micro-{size}", distill=distilling(micro_batch=size))))
+        for size in (48, 1)
+    ]
+    for name, delta in students[0].items():
+        torch.testing.assert_close(delta, students[1][name], atol=2e-5, rtol=1e-2)
+
+
+def test_every_update_sees_every_label_at_every_step(world, tmp_path, distilling):
+    distill(world.session(tmp_path / "out", distill=distilling()))
+    wanted = {f"gap/{label}{step}" for label in ("composition", "quality") for step in ("", "/0", "/1")}
+    assert all(wanted <= row.keys() for row in rows(tmp_path / "out"))
+
+
+def test_every_update_draws_as_many_prompts_of_every_label(world, tmp_path, distilling, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "flowopd.stages.distill.LabelRouter.__call__",
+        lambda self, labels: asked.append(list(labels)) or torch.ones(len(labels), 2) / 2,
+    )
+    distill(world.session(tmp_path / "out", distill=distilling(updates=2)))
+    assert asked[-2:] == [["composition"] * 2 + ["quality"] * 2] * 2
+
+
+def test_a_seed_makes_a_student_again_and_another_seed_another(world, tmp_path, distilling):
+    first, same, other = (
+        deltas(distill(world.session(tmp_path / name, seed=seed, distill=distilling())))
+        for name, seed in (("first", 0), ("same", 0), ("other", 1))
+    )
+    assert all(torch.equal(delta, same[name]) for name, delta in first.items())
+    assert not all(torch.equal(delta, other[name]) for name, delta in first.items())
+
+
+def test_prompts_are_encoded_once_however_often_they_occur(world, tmp_path, monkeypatch):
+    session = world.session(tmp_path / "out")
+    prompts = session.prompts("quality", "train")
+    encoded, encode = [], Sd3.encode
+    monkeypatch.setattr(Sd3, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    for _ in range(2):
+        session.encode(prompts * 3)
+    assert sorted(encoded) == sorted({"", *(prompt.text for prompt in prompts)})

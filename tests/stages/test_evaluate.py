@@ -1,0 +1,94 @@
+"""A score belongs to a model, a prompt and a seed: not to the batch, the order, or the other models."""
+
+import json
+
+import numpy as np
+import pytest
+
+from flowopd.errors import ConfigError
+from flowopd.prompts import read_prompts, write_prompts
+from flowopd.stages.evaluate import evaluate
+from flowopd.stages.sample import draw_pictures, spread
+
+METRICS = {
+    "composition": {"reward": "mini_geneval", "prompts": "composition", "grouped": True},
+    "quality": {"reward": "mini_quality", "prompts": "quality"},
+}
+QUICK = {"metrics": METRICS, "sampling": {"steps": 2, "sampler": "sde", "guidance": 2.0}}
+
+
+def scored(session):
+    """Every score by model, metric and prompt."""
+    evaluate(session)
+    scores = json.loads((session.out / "scores.json").read_text())
+    texts = {label: [prompt.text for prompt in session.prompts(label, "test")] for label in METRICS}
+    return {
+        (model, metric, text): value
+        for model, row in scores.items()
+        for metric, values in row.items()
+        for text, value in zip(texts[metric], values, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def scores(world, tmp_path_factory):
+    return scored(world.session(tmp_path_factory.mktemp("scores") / "out", evaluate=QUICK))
+
+
+def same(scores, others):
+    assert scores.keys() == others.keys()
+    for (model, metric, text), value in scores.items():
+        assert others[model, metric, text] == pytest.approx(value, abs=5e-3)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_scores_do_not_depend_on_the_micro_batch(world, tmp_path, scores, size):
+    same(scores, scored(world.session(tmp_path / "out", evaluate={**QUICK, "micro_batch": size})))
+
+
+def test_scores_do_not_depend_on_the_order_of_prompts(world, tmp_path, scores):
+    tree = world.tree(evaluate=QUICK)
+    for label, files in tree["prompts"].items():
+        backwards = tmp_path / f"{label}.jsonl"
+        write_prompts(backwards, read_prompts(world.prompts / "test" / f"{label}.jsonl", label)[::-1])
+        files["test"] = str(backwards)
+    same(scores, scored(world.session(tmp_path / "out", **tree)))
+
+
+def test_scores_do_not_depend_on_the_other_models(world, tmp_path, scores):
+    alone = scored(world.session(tmp_path / "out", evaluate={**QUICK, "models": ["teacher:quality"]}))
+    same({key: value for key, value in scores.items() if key[0] == "teacher:quality"}, alone)
+
+
+def test_models_are_told_apart(scores):
+    assert len({value for (_, metric, _), value in scores.items() if metric == "quality"}) > 6
+
+
+def test_pictures_do_not_depend_on_the_micro_batch(world, tmp_path):
+    drawn = []
+    for size in (1, 32):
+        session = world.session(tmp_path / "out", evaluate={**QUICK, "micro_batch": size, "images_per_prompt": 2})
+        prompts = session.prompts("quality", "test")
+        config, conditioning = session.recipe.evaluate, session.encode(prompts)
+        drawn.append(draw_pictures(session, "base", prompts, config, conditioning).astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 20
+
+
+def test_pictures_of_one_prompt_count_as_one(world, tmp_path):
+    twice = {**QUICK, "images_per_prompt": 2, "limit": 3, "models": ["base"]}
+    results = evaluate(world.session(tmp_path / "out", evaluate=twice))
+    assert results.estimate("base", "quality").n == 3
+
+
+def test_a_model_that_is_not_there_is_named(world, tmp_path):
+    session = world.session(tmp_path / "out", evaluate={**QUICK, "models": ["base", "student"]})
+    with pytest.raises(ConfigError, match="no model 'student' here; there are: base, teacher:composition"):
+        evaluate(session)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, None, 20])
+def test_a_limit_spreads_over_the_whole_file(limit):
+    chosen = spread(range(14), limit)
+    assert len(chosen) == min(limit or 14, 14) and len(set(chosen)) == len(chosen)
+    assert 0 in chosen and max(chosen) >= 13 - 14 / len(chosen)

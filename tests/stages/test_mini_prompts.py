@@ -1,0 +1,74 @@
+"""The mini world's prompt files keep what is trained on apart from what is asked later."""
+
+import re
+
+import pytest
+
+from flowopd.mini.wishes import Part, Wish, held_out
+from flowopd.mini.world import Sign
+from flowopd.models import located
+from flowopd.prompts import read_prompts
+
+LABELS = ("composition", "quality", "text")
+SPLITS = ("train", "test", "unseen", "rewritten")
+
+
+def prompts(split, label):
+    return read_prompts(located(f"package:mini/prompts/{split}/{label}.jsonl"), label)
+
+
+def quoted(prompt):
+    return re.findall(r'"([^"]*)"', prompt.text)
+
+
+def wish(prompt):
+    """What a prompt asks for, as far as it matters for what is held out."""
+    if prompt.metadata["tag"] == "text":
+        return Wish("text", sign=Sign(quoted(prompt)[0], "red"))
+    parts = tuple(Part(part["class"], part["count"], part.get("color")) for part in prompt.metadata["include"])
+    return Wish(prompt.metadata["tag"], parts)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_file_reads(split, label):
+    read = prompts(split, label)
+    assert {prompt.label for prompt in read} == {label}
+    assert all({"tag", "include"} <= prompt.metadata.keys() for prompt in read)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("split", ["train", "test", "unseen"])
+def test_no_prompt_stands_twice_in_a_file(split, label):
+    texts = [prompt.text for prompt in prompts(split, label)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("split", ["test", "unseen", "rewritten"])
+def test_no_prompt_of_another_split_is_trained_on(split, label):
+    trained = {prompt.text for other in LABELS for prompt in prompts("train", other)}
+    assert not trained & {prompt.text for prompt in prompts(split, label)}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_unseen_wishes_are_held_out_and_no_other_is(label):
+    assert all(held_out(wish(prompt)) for prompt in prompts("unseen", label))
+    assert not any(held_out(wish(prompt)) for split in ("train", "test") for prompt in prompts(split, label))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_rewritten_asks_for_the_same_in_other_words(label):
+    pairs = list(zip(prompts("test", label), prompts("rewritten", label), strict=True))
+    for plain, rewritten in pairs:
+        for key in ("tag", "include", "exclude"):
+            assert plain.metadata.get(key) == rewritten.metadata.get(key)
+        assert quoted(plain) == quoted(rewritten)
+        assert plain.text != rewritten.text
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_signs_are_quoted_once_and_only_on_signs(split, label):
+    for prompt in prompts(split, label):
+        assert len(quoted(prompt)) == (prompt.metadata["tag"] == "text")
