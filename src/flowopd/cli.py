@@ -220,7 +220,7 @@ def mini_pretrain(
 ) -> None:
     """Train the mini base from nothing: autoencoder, corpus, transformer with its text side.
 
-    Example: `flowopd mini pretrain --out runs/mini-base --set base.steps=500`
+    Example: `flowopd mini pretrain --out runs/mini-base --set autoencoder_steps=500`
     """
     from flowopd.mini.pretrain import PretrainConfig, pretrain
     from flowopd.recipe import validated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +12,16 @@ from pathlib import Path
 import torch
 
 from flowopd.errors import ConfigError
+from flowopd.lora_file import weights_file
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results, replace_text
+from flowopd.rewards.registry import check_reward
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.report import write_report
-from flowopd.stages.sample import draw_wall
+from flowopd.stages.sample import draw_wall, evaluation_prompts
 from flowopd.stages.summary import write_summary
 from flowopd.stages.teacher import train_teacher
 
@@ -32,6 +35,7 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
     Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe.
     """
     session = open_run(recipe, out)
+    check(session)
     out = session.out
     for name, teacher in recipe.teachers.items():
         if teacher.train is not None and not (out / "teachers" / name).exists():
@@ -46,7 +50,30 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
         draw_wall(session, recipe.evaluate)
         write_report(out)
         write_summary(out)
+    _write_manifest(session)
     return results
+
+
+def check(session: Session) -> None:
+    """Refuse now what would fail only after hours of training.
+
+    Raises ConfigError for an unknown reward or teacher, CheckpointError for a missing adapter, DataError for prompt
+    files that cannot be read and labels without a route.
+    """
+    recipe = session.recipe
+    trained = [teacher.train for teacher in recipe.teachers.values() if teacher.train is not None]
+    metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
+    for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics)]:
+        check_reward(reward)
+    for train in trained:
+        session.prompts(train.prompts, "train")
+    for name, teacher in recipe.teachers.items():
+        if teacher.adapter is not None:
+            weights_file(session.teacher_folder(name))
+    if recipe.distill is not None:
+        session.router([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
+    if recipe.evaluate is not None:
+        evaluation_prompts(session, recipe.evaluate)
 
 
 def open_run(recipe: Recipe, out: str | Path) -> Session:
@@ -59,11 +86,12 @@ def open_run(recipe: Recipe, out: str | Path) -> Session:
     mine = recipe.model_dump(mode="json")
     if manifest.exists():
         _refuse_another(manifest, mine)
-    elif out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty and holds no run; choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is no empty folder and holds no run; choose another --out")
     session = Session(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(manifest, json.dumps(_manifest(session, mine), indent=1))
+    if not _trained(out):
+        _write_manifest(session)
     return session
 
 
@@ -79,21 +107,37 @@ TRAINING = ("base", "revision", "seed", "prompts", "teachers", "routes", "coldst
 """The parts of a recipe that its trained models depend on; the others may change between two calls."""
 
 
+MODELS = ("teachers", "coldstart", "student", "checkpoints")
+"""What training leaves in a run's folder: while there is none of it, the folder may change its recipe."""
+
+
+def _trained(out: Path) -> bool:
+    return any((out / name).exists() for name in MODELS)
+
+
 def _refuse_another(manifest: Path, mine: dict[str, object]) -> None:
     theirs = json.loads(manifest.read_text())["recipe"]
     changed = [key for key in TRAINING if theirs.get(key) != mine.get(key)]
-    if changed:
+    if changed and _trained(manifest.parent):
         raise ConfigError(
             f"{manifest.parent} holds a run with another {', '.join(changed)}; choose another --out, or delete it"
         )
 
 
-def _manifest(session: Session, recipe: dict[str, object]) -> dict[str, object]:
-    there = [name for name in session.recipe.teachers if session.teacher_folder(name).exists()]
+def _write_manifest(session: Session) -> None:
+    replace_text(session.out / MANIFEST, json.dumps(_manifest(session), indent=1))
+
+
+def _manifest(session: Session) -> dict[str, object]:
+    recipe = session.recipe
+    there = [name for name in recipe.teachers if session.teacher_folder(name).exists()]
     return {
-        "recipe": recipe,
-        "seed": session.recipe.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "loss_form": f"{recipe.distill.loss}, weighting {recipe.distill.weighting}" if recipe.distill else None,
         "sha256": session.hashes(there),
+        "sha256_prompts": session.prompt_hashes(),
+        "git_commit": _commit(),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "hardware": {
             "device": str(session.model.device),
@@ -101,3 +145,12 @@ def _manifest(session: Session, recipe: dict[str, object]) -> dict[str, object]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that flowopd runs from, None where it is installed as a package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -33,6 +33,8 @@ def read_prompts(path: Path, label: str) -> list[Prompt]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
+    except OSError as error:
+        raise DataError(f"prompt file {path} cannot be read ({error.strerror}); give a file of prompts") from None
     except UnicodeDecodeError as error:
         raise DataError(f"prompt file {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     read = _from_json if path.suffix == ".jsonl" else _from_text

@@ -184,6 +184,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} does not exist; recipes/ holds some to start from") from None
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -213,7 +215,10 @@ def _set(tree: dict[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override!r} is not of the form key.key=value")
     first, _, rest = path.partition(".")
     if not rest:
-        return {**tree, first: yaml.safe_load(text)}
+        try:
+            return {**tree, first: yaml.safe_load(text)}
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
     below = tree.get(first)
     return {**tree, first: _set(below if isinstance(below, dict) else {}, f"{rest}={text}")}
 

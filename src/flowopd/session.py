@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -96,3 +97,13 @@ class Session:
     def hashes(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of the base and of these teachers' files."""
         return {BASE: self.model.source.fingerprint()} | {name: sha256_of(self.teacher_folder(name)) for name in names}
+
+    def prompt_hashes(self) -> dict[str, str]:
+        """sha256 of the recipe's prompt files, by `LABEL.SPLIT`, as far as they exist."""
+        paths = {
+            f"{label}.{split}": located(path)
+            for label, files in self.recipe.prompts.items()
+            for split, path in files
+            if path is not None
+        }
+        return {name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}

@@ -58,11 +58,11 @@ def drawn_there(pipe, session, texts, guidance):
 
 
 def with_load_lora_weights(pipe, finished):
-    pipe.load_lora_weights(str(finished / "student"), weight_name="adapter_model.safetensors")
+    pipe.load_lora_weights(str(finished / "student"))
 
 
 def with_peft(pipe, finished):
-    pipe.transformer = PeftModel.from_pretrained(pipe.transformer, str(finished / "student")).base_model.model
+    pipe.transformer = PeftModel.from_pretrained(pipe.transformer, str(finished / "student"))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

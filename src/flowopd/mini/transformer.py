@@ -23,11 +23,12 @@ from flowopd.schedule import logit_normal
 
 
 class BaseConfig(BaseModel):
-    """How the base is trained."""
+    """How the base is trained; the rate falls over `horizon` steps, which may be more than there are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = 6500
+    steps: int = 6000
+    horizon: int | None = None
     batch: int = 32
     learning_rate: float = 3e-3
     warmup: int = 100
@@ -42,7 +43,7 @@ class BaseConfig(BaseModel):
     def rate(self, step: int) -> float:
         """Share of the learning rate: a warm-up, then a cosine to nothing."""
         rise = min(1.0, (step + 1) / self.warmup)
-        return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
+        return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / (self.horizon or self.steps))))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,14 @@ REWARDS: dict[str, Callable[[], Reward]] = {
 }
 
 
-def make_reward(name: str) -> Reward:
-    """A reward, ready to score. Raises ConfigError for a name that is not in REWARDS."""
+def check_reward(name: str) -> None:
+    """Raises ConfigError for a name that is not in REWARDS."""
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
+
+
+def make_reward(name: str) -> Reward:
+    """A reward, ready to score. Raises ConfigError for a name that is not in REWARDS."""
+    check_reward(name)
     return REWARDS[name]()

@@ -38,7 +38,11 @@ def cold_start(session: Session) -> Path:
 
 
 def merge_teachers(session: Session, config: MergeConfig) -> Path:
-    """The mean of the experts' weight changes, with `merge.json`: its error and the experts' interference."""
+    """The mean of the experts' weight changes, with `merge.json`: its error and the experts' interference.
+
+    Raises CheckpointError for an expert that does not fit the base.
+    """
+    session.load_teachers()
     loras = {name: read_lora(session.teacher_folder(name)) for name in session.recipe.teachers}
     merged = merge(loras, config.weights, config.rank)
     folder = session.out / STARTED

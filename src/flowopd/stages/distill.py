@@ -12,7 +12,7 @@ from torch import Tensor
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
 from flowopd.errors import ConfigError
-from flowopd.lora_file import LoraFile, read_lora, write_lora
+from flowopd.lora_file import LoraFile, read_lora, sha256_of, write_diffusers_lora, write_lora
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
@@ -47,10 +47,12 @@ def distill(session: Session) -> Path:
     trainer = Trainer(session.adapters.parameters(STUDENT), config.optim)
     session.adapters.check_trainable(trainer.parameters, STUDENT)
     update = _Update(session, _distillation(session, teachers, conditioning), router, prompts, conditioning)
-    checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session, teachers))
+    checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     with session.adapters.using(STUDENT):
         trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
-    write_lora(session.out / STUDENT, session.adapters.lora(STUDENT), session.recipe.base)
+    student = session.adapters.lora(STUDENT)
+    write_diffusers_lora(session.out / STUDENT, student)
+    write_lora(session.out / STUDENT, student, session.recipe.base)
     return session.out / STUDENT
 
 
@@ -108,7 +110,7 @@ def _config(session: Session) -> DistillConfig:
     config = session.recipe.distill
     if config is None:
         raise ConfigError("the recipe has no `distill`; add one, or run another stage")
-    if not config.distillation and config.anchor is None:
+    if not config.distillation and not (config.anchor and config.anchor.weight > 0):
         raise ConfigError("distill.distillation is off and there is no anchor; nothing is left to learn from")
     return config
 
@@ -139,11 +141,18 @@ def _cold_start(session: Session) -> LoraFile | None:
     return read_lora(session.out / "coldstart") if session.recipe.coldstart else None
 
 
-def _identity(session: Session, teachers: Sequence[str]) -> dict[str, object]:
-    recipe = session.recipe.model_dump(
-        mode="json", include={"base", "revision", "seed", "routes", "coldstart", "distill"}
-    )
-    return {**recipe, "sha256": session.hashes(teachers)}
+def _identity(session: Session) -> dict[str, object]:
+    """What the trained weights depend on: the recipe's part, and the content of every file that is read."""
+    recipe, config = session.recipe, _config(session)
+    named = list(recipe.teachers) if config.distillation else []
+    anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
+    parts = recipe.model_dump(mode="json", include={"base", "revision", "seed", "routes", "coldstart", "distill"})
+    return {
+        **parts,
+        "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
+        "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name.endswith(".train")},
+        "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,
+    }
 
 
 def _metrics(gaps: Tensor, labels: Sequence[str]) -> dict[str, float]:

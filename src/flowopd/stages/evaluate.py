@@ -42,6 +42,7 @@ def evaluate(session: Session) -> Results:
     scores: dict[str, dict[str, list[float]]] = {}
     estimates: dict[str, dict[str, Estimate]] = {}
     with Tracker(session.out, "eval", len(models)) as tracker:
+        tracker.rewind(0)
         for i, model in enumerate(models):
             pictures = {
                 label: draw_pictures(session, model, group, config, conditioning) for label, group in prompts.items()

@@ -1,7 +1,8 @@
 """One expert by Flow-GRPO (2505.05470): groups of images of a prompt, judged, and the better ones made likelier.
 
 Only a window of each rollout is stochastic and trained (MixGRPO, 2507.21802); the window moves with the update, so
-that every step is trained in turn.
+that every step is trained in turn. A group shares its noise and, by the ODE, its way to the window, where it branches
+(as in Flow-GRPO-Fast): the way is walked once a prompt, and a group's rewards differ by what the window drew alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
-from flowopd.dynamics import Dynamics
+from flowopd.dynamics import Dynamics, Ode
 from flowopd.errors import ConfigError
 from flowopd.lora_file import write_lora
 from flowopd.noise import seed_of
@@ -24,7 +25,7 @@ from flowopd.prompts import Prompt
 from flowopd.recipe import GrpoConfig
 from flowopd.rewards import Reward, make_reward
 from flowopd.rollout import record, replay
-from flowopd.sampling import Batch
+from flowopd.sampling import Batch, draw_latents
 from flowopd.session import BASE, Session
 from flowopd.tracking import Tracker
 from flowopd.train import Trainer
@@ -79,23 +80,25 @@ class _Update:
         self.objective = Grpo(clip=config.clip, kl=config.kl)
 
     def __call__(self, step: int) -> dict[str, float]:
-        chosen = self._choose(step)
-        dynamics, trained = self._window(step)
-        seeds = tuple(seed_of(self.session.recipe.seed, "grpo", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen]), seeds)
-        parts = batch.split(self.config.micro_batch)
+        prompts = self._choose(step)
+        start, dynamics, trained = self._window(step)
+        chosen = [prompt for prompt in prompts for _ in range(self.config.group)]
+        parts = self._batch(chosen, "grpo", step).split(self.config.micro_batch)
         with torch.no_grad():
+            roots = self._way_to(start, self._batch(prompts, "root", step))
+            branches = roots.repeat_interleave(self.config.group, 0).split(self.config.micro_batch)
             walked = [
-                record(self.policy, dynamics, part.start(self.shape), self.grid, part.cond, part.noise)
-                for part in parts
+                record(self.policy, dynamics, x, self.grid[start:], part.cond, part.noise)
+                for part, x in zip(parts, branches, strict=True)
             ]
         rewards = self._judge(torch.cat([trajectory.final for trajectory in walked]), chosen)
-        advantages = group_advantages(rewards, self.config.group).to(batch.device)
+        advantages = group_advantages(rewards, self.config.group).to(roots.device)
         totals: dict[str, float] = {}
         shares = advantages.split(self.config.micro_batch)
         for part, trajectory, share in zip(parts, walked, shares, strict=True):
             for i in trained:
-                metrics = self._learn(part, trajectory, dynamics, i, share, scale=len(part) / len(batch) / len(trained))
+                scale = len(part) / len(chosen) / len(trained)
+                metrics = self._learn(part, trajectory, dynamics, i, share, scale)
                 totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()}
         grouped = rewards.reshape(-1, self.config.group)
         return totals | {
@@ -103,6 +106,17 @@ class _Update:
             "reward_spread": float(grouped.std(1).mean()),
             "flat_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()),
         }
+
+    def _batch(self, prompts: Sequence[Prompt], purpose: str, step: int) -> Batch:
+        seeds = tuple(seed_of(self.session.recipe.seed, purpose, step, i) for i in range(len(prompts)))
+        return Batch(self.conditioning([prompt.text for prompt in prompts]), seeds)
+
+    def _way_to(self, start: int, roots: Batch) -> Tensor:
+        """The states (P, C, H, W) at which the groups branch: noise, brought to step `start` by the ODE."""
+        if start == 0:
+            return roots.start(self.shape)
+        way = self.grid[: start + 1]
+        return draw_latents(self.policy, [Ode()] * start, way, roots, self.shape, self.config.micro_batch)
 
     def _learn(
         self,
@@ -131,19 +145,17 @@ class _Update:
         values = scores.details[self.config.detail] if self.config.detail else scores.value
         return torch.from_numpy(np.asarray(values, np.float32))
 
-    def _window(self, step: int) -> tuple[list[Dynamics], list[int]]:
-        """The dynamics of this update's rollouts, and the steps that are stochastic and trained."""
+    def _window(self, step: int) -> tuple[int, list[Dynamics], list[int]]:
+        """Where this update's window starts, the dynamics from there on, and which of those steps are trained."""
         sampling = self.config.sampling
-        places = sampling.steps - (sampling.window or sampling.steps)
-        start = step % (places + 1) if places else 0
-        dynamics = sampling.dynamics(start)
-        trained = [
-            i for i, one in enumerate(dynamics) if float(one.coefficients(self.grid[i], self.grid[i + 1]).std) > 0
-        ]
-        return dynamics, trained
+        start = step % (sampling.steps - (sampling.window or sampling.steps) + 1)
+        dynamics = sampling.dynamics(start)[start:]
+        times = self.grid[start:]
+        trained = [i for i, one in enumerate(dynamics) if float(one.coefficients(times[i], times[i + 1]).std) > 0]
+        return start, dynamics, trained
 
     def _choose(self, step: int) -> list[Prompt]:
-        """Prompts of this update, each `group` times in a row."""
+        """The prompts of this update, all different."""
         rng = np.random.default_rng(seed_of(self.session.recipe.seed, "prompts", step))
         chosen = rng.choice(len(self.prompts), min(self.config.prompts_per_update, len(self.prompts)), replace=False)
-        return [self.prompts[i] for i in chosen for _ in range(self.config.group)]
+        return [self.prompts[i] for i in chosen]
