@@ -82,19 +82,18 @@ class Patches(nn.Module):
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge's asset name, net, the degradations it is taught, the seed of its lessons and their number."""
+    """A judge's asset name, net, the degradations it is taught, and the seed of its lessons."""
 
     name: str
     net: Callable[[], nn.Module]
     families: tuple[str, ...]
     seed: int
-    steps: int
 
 
-QUALITY = Judge("quality", Gauge, (*DEGRADATIONS, *FURTHER, "wobble", "gaps"), 11, 4000)
-"""The judge that experts may be trained on; it sees the two faults of outlines, the hardest ones, twice as often."""
+QUALITY = Judge("quality", Gauge, (*DEGRADATIONS, *FURTHER), 11)
+"""The judge that experts may be trained on."""
 
-HOLDOUT = Judge("holdout", Patches, (*DEGRADATIONS, *ELSEWHERE), 23, 1500)
+HOLDOUT = Judge("holdout", Patches, (*DEGRADATIONS, *ELSEWHERE), 23)
 """The judge that nothing is trained on: another net, partly other degradations, other pictures."""
 
 
@@ -118,6 +117,7 @@ def qualities(net: nn.Module, pictures: np.ndarray, batch: int = 32) -> np.ndarr
 def train_quality(
     judge: Judge,
     *,
+    steps: int = 1500,
     pairs: int = 24,
     scenes: int = 3000,
     learning_rate: float = 4e-3,
@@ -130,8 +130,8 @@ def train_quality(
     clean = [_scene(rng) for _ in range(scenes)]
     net = judge.net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, judge.steps, pct_start=0.1)
-    for step in range(judge.steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
+    for step in range(steps):
         lessons = [_lesson(clean[int(rng.integers(scenes))], judge.families, rng) for _ in range(pairs)]
         pictures, truth = np.concatenate([x for x, _ in lessons]), torch.tensor([p for _, p in lessons])
         logits = net(_tensor(pictures)).unflatten(0, (pairs, 2))
