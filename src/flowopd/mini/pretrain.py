@@ -44,7 +44,7 @@ CARELESS = Round(base=BaseConfig(steps=4001, horizon=6500))
 
 CAREFUL = Round(
     corpus=CorpusConfig(mistaken_objects=0.1, mistaken_text=0.1, degraded=0.4),
-    base=BaseConfig(steps=6000, layout_weight=0.25),
+    base=BaseConfig(steps=4001, horizon=6000, layout_weight=0.25),
 )
 """Where captions are learned: fewer pictures disobey."""
 
