@@ -87,7 +87,8 @@ def open_run(recipe: Recipe, out: str | Path) -> Session:
     if manifest.exists():
         _refuse_another(manifest, mine)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is no empty folder and holds no run; choose another --out")
+        state = "not empty" if out.is_dir() else "no folder"
+        raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
     session = Session(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
     if not _trained(out):

@@ -49,6 +49,7 @@ class GrpoConfig(Strict):
     detail: str | None = Field(None, description="train on this detail of the reward instead of its value")
     prompts_per_update: int = Field(8, ge=1)
     group: int = Field(16, ge=2, description="images per prompt")
+    starts: int | None = Field(None, ge=1, description="first steps that the window starts at in turn; none is all")
     clip: float = Field(1e-4, gt=0)
     kl: float = Field(0.0, ge=0, description="weight of the KL to the base, per latent element")
     micro_batch: int = Field(32, ge=1)

@@ -148,7 +148,8 @@ class _Update:
     def _window(self, step: int) -> tuple[int, list[Dynamics], list[int]]:
         """Where this update's window starts, the dynamics from there on, and which of those steps are trained."""
         sampling = self.config.sampling
-        start = step % (sampling.steps - (sampling.window or sampling.steps) + 1)
+        fitting = sampling.steps - (sampling.window or sampling.steps) + 1
+        start = step % min(fitting, self.config.starts or fitting)
         dynamics = sampling.dynamics(start)[start:]
         times = self.grid[start:]
         trained = [i for i, one in enumerate(dynamics) if float(one.coefficients(times[i], times[i + 1]).std) > 0]
