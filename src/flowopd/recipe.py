@@ -47,6 +47,10 @@ class GrpoConfig(Strict):
     reward: str
     prompts: str = Field(description="the label whose training prompts are used")
     detail: str | None = Field(None, description="train on this detail of the reward instead of its value")
+    loss: Literal["transitions", "matching"] = Field(
+        "transitions", description="PPO on transitions (Flow-GRPO), or advantage-weighted matching (2509.25050)"
+    )
+    draws: int = Field(2, ge=1, description="how often `matching` noises an image in an update")
     prompts_per_update: int = Field(8, ge=1)
     group: int = Field(16, ge=2, description="images per prompt")
     starts: int | None = Field(None, ge=1, description="first steps that the window starts at in turn; none is all")

@@ -5,11 +5,13 @@ from flowopd.objectives.detached_surrogate import DetachedSurrogate
 from flowopd.objectives.flow_matching import FlowMatching
 from flowopd.objectives.gap import squared_gap
 from flowopd.objectives.grpo import Grpo, group_advantages
+from flowopd.objectives.matching import AdvantageMatching
 from flowopd.objectives.policy_gradient import SampledLogRatio
 from flowopd.objectives.reverse_kl import ReverseKL
 from flowopd.objectives.weighting import Weighting, step_weights
 
 __all__ = [
+    "AdvantageMatching",
     "Anchor",
     "DetachedSurrogate",
     "FlowMatching",
