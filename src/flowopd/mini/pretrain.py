@@ -135,7 +135,9 @@ def _autoencoder(out: Path, config: PretrainConfig) -> AutoencoderTiny:
         shift, scale = measure_scale(vae.eval(), seed=config.seed + 1)
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
         vae.save_pretrained(folder)
-    return AutoencoderTiny.from_pretrained(folder).eval()
+    vae = AutoencoderTiny.from_config(AutoencoderTiny.load_config(folder))
+    vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    return vae.eval()
 
 
 @torch.no_grad()
