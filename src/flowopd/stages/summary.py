@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flowopd.results import Estimate, Results, replace_text
 
 TABLE, WALL = "table.md", "wall.png"
-TILE, GAP, MARGIN, LINE = 96, 6, 132, 15
+TILE, GAP, MARGIN, LINE = 96, 6, 148, 15
 """Pixels: a picture's side, the space between two, the column of names, and a line of a prompt."""
 
 
