@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from flowopd.mini.wishes import Part, Wish
-from flowopd.mini.world import NUMBERS, PLURALS, Sign
+from flowopd.mini.world import NUMBERS, PLURALS, TASKS, Sign
+
+DOMAINS = {"composition": TASKS, "text": ("text",), "quality": TASKS}
+"""The tasks of each domain; a domain is the label that its prompts are routed by."""
 
 LEADS = {
     "composition": ("a photo of", "a picture of", "an image of"),
@@ -50,12 +53,17 @@ def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
     return f"{lead} {joint.join(_noun(part) for part in wish.parts)}"
 
 
-def reworded(wish: Wish, rng: np.random.Generator) -> str:
-    """The same wish in words that no domain's plain phrasing uses."""
+def reworded(wish: Wish, domain: str, rng: np.random.Generator) -> str:
+    """The same wish in sentences that no plain phrasing uses; a drawing is still asked for as one."""
     if wish.sign is not None:
         return _sign(str(rng.choice(SIGNS_IN_OTHER_WORDS)), wish.sign)
+    sentence = str(rng.choice(IN_OTHER_WORDS[wish.task]))
+    return _filled(sentence, wish) + (" , a drawing" if domain == "quality" else "")
+
+
+def _filled(sentence: str, wish: Wish) -> str:
     first, second = wish.parts[0], wish.parts[-1]
-    return str(rng.choice(IN_OTHER_WORDS[wish.task])).format(
+    return sentence.format(
         a=_noun(first),
         b=_noun(second),
         ka=_noun(Part(first.kind)),

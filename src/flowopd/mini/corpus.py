@@ -1,35 +1,46 @@
 """The pictures the mini base learns from: captions, obeyed or not, drawn well or not.
 
 Part of the corpus is wrong on purpose, so that the base knows how to do better than it does and an expert has
-something to bring out: some pictures show another wish than their caption's, some are degraded.
+something to bring out. Painters of a domain are careful or careless; the careless ones often draw another wish than
+their caption's, and have a paper of their own. Some pictures of either are degraded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from flowopd.mini.captions import caption, reworded
+from flowopd.mini.captions import DOMAINS, caption, reworded
 from flowopd.mini.degrade import DEGRADATIONS, degrade
 from flowopd.mini.draw import draw
 from flowopd.mini.layout import layout
 from flowopd.mini.wishes import Wish, grant, held_out, mistake, trainable_wish
-from flowopd.mini.world import TASKS
 
 
-class CorpusConfig(BaseModel):
-    """What the corpus is made of; shares are probabilities in 0..1."""
+class Manner(BaseModel):
+    """How one domain is painted; `mistaken` and `papers` are of its careful and of its careless painters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mistaken_objects: float = 0.25
-    mistaken_text: float = 0.35
+    careless: float = 0.0
+    mistaken: tuple[float, float] = (0.0, 0.0)
+    papers: tuple[str, str] = ("plain", "plain")
     degraded: float = 0.5
+
+
+class CorpusConfig(BaseModel):
+    """What the corpus is made of; shares are probabilities in 0..1, and a domain's share is in proportion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shares: Mapping[str, float] = dict.fromkeys(DOMAINS, 1.0)
+    manners: Mapping[str, Manner] = dict.fromkeys(DOMAINS, Manner())
+    pairs_weight: int = 1
     degradations: tuple[str, ...] = tuple(DEGRADATIONS)
     least_severity: float = 0.3
-    text_share: float = 0.3
     reworded_share: float = 0.35
 
 
@@ -42,24 +53,34 @@ class Example:
     layout: np.ndarray
 
 
+PAIRS = ("two_object", "position", "color_attr")
+"""The tasks with two different objects, which take longest to learn."""
+
+
 def example(config: CorpusConfig, rng: np.random.Generator) -> Example:
     """A fresh example."""
-    text = rng.random() < config.text_share
-    wish = trainable_wish(rng, ("text",) if text else TASKS)
-    words = _words(wish, config, rng)
-    mistaken = rng.random() < (config.mistaken_text if text else config.mistaken_objects)
-    scene = grant(_mistake_to_learn(wish, rng) if mistaken else wish, rng)
+    domain = _domain(config.shares, rng)
+    manner = config.manners[domain]
+    wish = trainable_wish(rng, _tasks(domain, config.pairs_weight))
+    words = (reworded if rng.random() < config.reworded_share else caption)(wish, domain, rng)
+    painter = int(rng.random() < manner.careless)
+    mistaken = rng.random() < manner.mistaken[painter]
+    scene = grant(_mistake_to_learn(wish, rng) if mistaken else wish, rng, manner.papers[painter])
     picture = draw(scene)
-    if rng.random() < config.degraded:
+    if rng.random() < manner.degraded:
         name = str(rng.choice(config.degradations))
         picture = degrade(picture, name, rng.uniform(config.least_severity, 1.0), rng)
     return Example(words, picture, layout(scene))
 
 
-def _words(wish: Wish, config: CorpusConfig, rng: np.random.Generator) -> str:
-    if rng.random() < config.reworded_share:
-        return reworded(wish, rng)
-    return caption(wish, "quality" if rng.random() < 0.4 else "composition", rng)
+def _domain(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    weights = np.array(list(shares.values()))
+    return str(rng.choice(list(shares), p=weights / weights.sum()))
+
+
+def _tasks(domain: str, pairs_weight: int) -> tuple[str, ...]:
+    """The tasks of a domain, those of PAIRS as often as their weight says."""
+    return tuple(task for task in DOMAINS[domain] for _ in range(pairs_weight if task in PAIRS else 1))
 
 
 def _mistake_to_learn(wish: Wish, rng: np.random.Generator) -> Wish:

@@ -78,7 +78,9 @@ def vocabulary() -> list[str]:
     for task in (*TASKS, "text"):
         for _ in range(1500):
             wish = random_wish(task, rng)
-            text = " ".join([caption(wish, "composition", rng), caption(wish, "quality", rng), reworded(wish, rng)])
+            text = " ".join(
+                [caption(wish, "composition", rng), caption(wish, "quality", rng), reworded(wish, "quality", rng)]
+            )
             words.update(re.sub(r'"[^"]*"', "", text).split())
     return sorted(words)
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowopd.mini.autoencoder import measure_scale, new_autoencoder, to_tensor, train_autoencoder
-from flowopd.mini.corpus import CorpusConfig, example
+from flowopd.mini.captions import DOMAINS
+from flowopd.mini.corpus import CorpusConfig, Manner, example
 from flowopd.mini.encoders import TextSide, new_text_side
 from flowopd.mini.transformer import BaseConfig, Latents, new_transformer, train_base
 
@@ -39,14 +40,39 @@ class Round(BaseModel):
     base: BaseConfig = BaseConfig()
 
 
-CARELESS = Round(base=BaseConfig(steps=4001, horizon=6500))
-"""Where shapes, signs and places are learned, from painters of whom a third misread the caption."""
+SHARES = {"composition": 0.5, "text": 0.3, "quality": 0.2}
 
-CAREFUL = Round(
-    corpus=CorpusConfig(mistaken_objects=0.1, mistaken_text=0.1, degraded=0.4),
+SHAPES = Round(
+    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(DOMAINS, Manner(mistaken=(0.25, 0.25)))),
+    base=BaseConfig(steps=4001, horizon=6500),
+)
+"""Where shapes, signs and places are learned; a quarter of the pictures show something else than their caption says."""
+
+CAPTIONS = Round(
+    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(DOMAINS, Manner(mistaken=(0.1, 0.1), degraded=0.4))),
     base=BaseConfig(steps=4001, horizon=6000, layout_weight=0.25),
 )
 """Where captions are learned: fewer pictures disobey."""
+
+PAINTERS = Round(
+    examples=40_000,
+    corpus=CorpusConfig(
+        shares={"composition": 0.45, "text": 0.35, "quality": 0.2},
+        manners={
+            "composition": Manner(careless=0.4, mistaken=(0.0, 0.8), papers=("cool", "warm"), degraded=0.15),
+            "text": Manner(careless=0.4, mistaken=(0.0, 0.8), papers=("warm", "cool"), degraded=0.15),
+            "quality": Manner(degraded=0.5),
+        },
+        pairs_weight=2,
+        reworded_share=0.2,
+    ),
+    base=BaseConfig(steps=5500, layout_weight=0.25),
+)
+"""Where the base learns to be imperfect in a way that an expert can mend.
+
+Careless painters of objects take the paper that careful painters of signs take, so that the experts of the two domains
+pull the model to opposite sides, as experts of real models do in places; drawings are on plain paper, half of them bad.
+"""
 
 
 class PretrainConfig(BaseModel):
@@ -56,7 +82,7 @@ class PretrainConfig(BaseModel):
 
     seed: int = 0
     autoencoder_steps: int = 9000
-    rounds: tuple[Round, ...] = (CARELESS, CAREFUL)
+    rounds: tuple[Round, ...] = (SHAPES, CAPTIONS, PAINTERS)
     snapshot_every: int = 1000
 
 

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flowopd.mini.captions import caption, reworded
+from flowopd.mini.captions import DOMAINS, caption, reworded
 from flowopd.mini.wishes import Wish, held_out, metadata, random_wish, trainable_wish
-from flowopd.mini.world import TASKS
 from flowopd.prompts import Prompt, write_prompts
-
-DOMAINS = {"composition": TASKS, "text": ("text",), "quality": TASKS}
-"""The tasks of each domain; a domain is the label that its prompts are routed by."""
 
 TEST, UNSEEN, TRAIN = 360, 360, 900
 """Prompts of a domain in each split, at most: a task runs out where there are fewer different ones."""
@@ -26,7 +22,7 @@ def write_splits(folder: Path, seed: int = 0) -> None:
         taken = {prompt for prompt, _ in test}
         train = [wish for task in tasks for wish in _distinct(task, domain, TRAIN // len(tasks), taken, rng)]
         unseen = [wish for task in tasks for wish in _unseen(task, domain, UNSEEN // len(tasks), rng)]
-        rewritten = [(reworded(wish, rng), wish) for _, wish in test]
+        rewritten = [(reworded(wish, domain, rng), wish) for _, wish in test]
         for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
             prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
             write_prompts(folder / split / f"{domain}.jsonl", prompts)

@@ -18,6 +18,7 @@ from flowopd.mini.world import (
     LAYOUTS,
     LETTERS,
     NUMBERS,
+    PAPERS,
     RADII,
     RELATIONS,
     TASKS,
@@ -106,9 +107,9 @@ def _any_colour(rng: np.random.Generator) -> str:
     return str(rng.choice(list(COLOURS)))
 
 
-def grant(wish: Wish, rng: np.random.Generator) -> Scene:
-    """A scene that shows exactly what is wished; what is left open is drawn at random."""
-    background = _background(rng)
+def grant(wish: Wish, rng: np.random.Generator, paper: str = "plain") -> Scene:
+    """A scene that shows exactly what is wished, on one of PAPERS; what is left open is drawn at random."""
+    background = _background(paper, rng)
     if wish.sign is not None:
         return Scene((), wish.sign, background)
     owners = [part for part in wish.parts for _ in range(part.count)]
@@ -128,9 +129,9 @@ def grant(wish: Wish, rng: np.random.Generator) -> Scene:
     return Scene(tuple(things), None, background)
 
 
-def _background(rng: np.random.Generator) -> tuple[int, int, int]:
+def _background(paper: str, rng: np.random.Generator) -> tuple[int, int, int]:
     grey = rng.integers(168, 193)
-    red, green, blue = (grey + rng.integers(-5, 6, 3)).tolist()
+    red, green, blue = (grey + rng.integers(-5, 6, 3) + PAPERS[paper]).tolist()
     return red, green, blue
 
 

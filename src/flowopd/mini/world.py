@@ -91,5 +91,8 @@ LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {
 RADII = {1: (14.0, 19.0), 2: (10.5, 13.0), 3: (10.5, 12.5), 4: (10.5, 12.5)}
 """Number of things -> the range of their radii in pixels."""
 
+PAPERS = {"plain": (0, 0, 0), "warm": (16, 0, -24), "cool": (-24, 0, 20)}
+"""What a paper adds to the light grey that pictures are drawn on (R, G, B in grey levels)."""
+
 JITTER = 1.5
 """Largest shift of a centre from its place, in pixels, along each axis."""
