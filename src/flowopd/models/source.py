@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from flowopd.errors import CheckpointError
 
@@ -50,13 +55,7 @@ class Source:
         """
         if subfolder:
             options["subfolder"] = subfolder
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            return kind.from_pretrained(self.path, revision=self.revision, **options)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"model {self.name} cannot be loaded: {reason}; check its files") from error
+        return fetched(kind, self.path, revision=self.revision, **options)
 
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
@@ -81,6 +80,33 @@ class Source:
 
     def _from_hub(self) -> str:
         return hf_hub_download(self.name, "model_index.json", revision=self.revision)
+
+
+def fetched(kind: Any, name: str, **options: Any) -> Any:
+    """`kind.from_pretrained(name)`, quietly. Raises CheckpointError if a file is missing or cannot be read."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"model {name} cannot be loaded: {reason}; check its files") from error
+
+
+def fetched_tensors(name: str) -> dict[str, Tensor]:
+    """The tensors of a weights file: a path, or `OWNER/NAME/FILE` on the hub. Nothing but tensors is unpickled.
+
+    Raises CheckpointError if there is no such file, or it holds anything else.
+    """
+    path = Path(name)
+    try:
+        if not path.exists():
+            owner, repository, file = name.split("/", 2)
+            path = Path(hf_hub_download(f"{owner}/{repository}", file))
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, UnpicklingError, HfHubHTTPError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"weights {name} cannot be loaded: {reason}; give a path, or OWNER/NAME/FILE") from error
 
 
 def _ends(file: Path, size: int = 1 << 16) -> bytes:

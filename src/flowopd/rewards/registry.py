@@ -6,25 +6,33 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 
+import torch
+
 from flowopd.errors import ConfigError
 from flowopd.rewards.base import Reward
 
+Builder = Callable[[str | torch.device], Reward]
 
-def _later(module: str, name: str) -> Callable[[], Reward]:
+
+def _plain(module: str, name: str) -> Builder:
     """Builds `name` of a module here, imported only then: a reward's parts are needed by those who use it."""
-
-    def build() -> Reward:
-        reward: Reward = getattr(import_module(f"flowopd.rewards.{module}"), name)()
-        return reward
-
-    return build
+    return lambda device: getattr(import_module(f"flowopd.rewards.{module}"), name)()
 
 
-REWARDS: dict[str, Callable[[], Reward]] = {
-    "mini_geneval": _later("mini_geneval", "MiniGeneval"),
-    "ocr": _later("ocr", "Ocr"),
-    "mini_quality": _later("mini_quality", "MiniQuality"),
-    "mini_holdout": _later("mini_holdout", "MiniHoldout"),
+def _on_device(module: str, name: str) -> Builder:
+    """The same for a reward whose nets run where they are told to."""
+    return lambda device: getattr(import_module(f"flowopd.rewards.{module}"), name)(device=device)
+
+
+REWARDS: dict[str, Builder] = {
+    "geneval": _on_device("geneval", "Geneval"),
+    "ocr": _plain("ocr", "Ocr"),
+    "pickscore": _on_device("pickscore", "PickScore"),
+    "clipscore": _on_device("clipscore", "ClipScore"),
+    "aesthetic": _on_device("aesthetic", "Aesthetic"),
+    "mini_geneval": _plain("mini_geneval", "MiniGeneval"),
+    "mini_quality": _plain("mini_quality", "MiniQuality"),
+    "mini_holdout": _plain("mini_holdout", "MiniHoldout"),
 }
 
 
@@ -35,7 +43,7 @@ def check_reward(name: str) -> None:
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
 
 
-def make_reward(name: str) -> Reward:
-    """A reward, ready to score. Raises ConfigError for a name that is not in REWARDS."""
+def make_reward(name: str, device: str | torch.device = "cpu") -> Reward:
+    """A reward, ready to score, its nets on `device`. Raises ConfigError for a name that is not in REWARDS."""
     check_reward(name)
-    return REWARDS[name]()
+    return REWARDS[name](device)

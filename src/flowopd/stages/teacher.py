@@ -36,7 +36,7 @@ def train_teacher(session: Session, name: str) -> Path:
     if teacher is None or teacher.train is None:
         raise ConfigError(f"the recipe does not train a teacher {name!r}; add teachers.{name}.train")
     config = teacher.train
-    reward = make_reward(config.reward)
+    reward = make_reward(config.reward, session.model.device)
     prompts = session.prompts(config.prompts, "train")
     conditioning = session.encode(prompts)
     session.create(name, config.adapter)
