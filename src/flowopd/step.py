@@ -75,14 +75,12 @@ def distill_step(
         if step.index not in query_weight:
             continue
         w, i = d.weights[step.index], step.index
+        target, held_to = frozen_velocities(d, routes, step, batch.cond)
         losses = []
-        if d.teachers:
-            target = routed(d.teachers, routes, step.x, step.t, batch.cond)
+        if target is not None:
             losses.append(d.estimate(step, d.dynamics[i], target, w))
             gaps[0, i] = squared_gap(step.v.detach(), target).cpu()
-        if d.anchor_field is not None:
-            with torch.no_grad():
-                held_to = d.anchor_field(step.x, step.t, batch.cond)
+        if held_to is not None:
             losses.append(d.anchor(step.v, held_to, w)[0])
             gaps[1, i] = squared_gap(step.v.detach(), held_to).cpu()
         (share * query_weight[i] / steps * torch.stack(losses).sum(0).mean()).backward()
@@ -90,14 +88,27 @@ def distill_step(
 
 
 @torch.no_grad()
-def routed(teachers: Sequence[VelocityField], routes: Routes, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """`sum_k alpha_k v_k` (B, *shape); each teacher is asked only for the samples that are routed to it."""
-    velocities = torch.zeros(len(teachers), *x.shape, device=x.device)
-    for k, teacher in enumerate(teachers):
-        rows = routes[:, k].nonzero().squeeze(1)
-        if len(rows):
-            velocities[k, rows] = teacher(x[rows], t, cond.rows(rows)).float()
-    return mix(routes, velocities)
+def frozen_velocities(
+    d: Distillation, routes: Routes, step: Step, cond: Condition
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the teachers say, `sum_k alpha_k v_k`, and what the anchor says, (B, *shape) each; None without any.
+
+    A frozen field is asked once, for the samples that need it: a teacher for those that are routed to it, the anchor
+    for all of them. So an anchor that is a sample's own teacher costs nothing.
+    """
+    k = len(d.teachers)
+    fields = [*d.teachers, *([] if d.anchor_field in (None, *d.teachers) else [d.anchor_field])]
+    needed = torch.zeros(len(routes), len(fields), dtype=torch.bool)
+    needed[:, :k] = routes[:, :k].cpu() != 0
+    if d.anchor_field is not None:
+        needed[:, fields.index(d.anchor_field)] = True
+    velocities = torch.zeros(len(fields), *step.x.shape, device=step.x.device)
+    for velocity, field, rows in zip(velocities, fields, needed.T, strict=True):
+        where = rows.nonzero().squeeze(1).to(step.x.device)
+        if len(where):
+            velocity[where] = field(step.x[where], step.t, cond.rows(where)).float()
+    target = mix(routes, velocities[:k]) if d.teachers else None
+    return target, None if d.anchor_field is None else velocities[fields.index(d.anchor_field)]
 
 
 def mean_gaps(gaps: Tensor, names: Mapping[str, Sequence[bool]]) -> dict[str, float]:

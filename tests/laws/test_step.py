@@ -1,5 +1,7 @@
 """One optimisation step: its two estimators share an expected gradient, and its gaps are plain squared distances."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,3 +92,23 @@ def test_a_mixed_batch_is_the_mean_of_its_rows(tiny_net, condition):
     for i, seed in enumerate((3, 4)):
         distill_step(d, Batch(cond.rows([i]), (seed,)), routes[i : i + 1], queries, (3, 4, 4), share=0.5)
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in d.student.parameters()]), whole)
+
+
+class Counted:
+    """A field that remembers how many rows it was asked for."""
+
+    def __init__(self, field):
+        self.field, self.rows = field, []
+
+    def __call__(self, x, t, cond):
+        self.rows.append(len(x))
+        return self.field(x, t, cond)
+
+
+def test_an_anchor_that_is_a_teacher_is_asked_once(tiny_net, condition):
+    routes, apart = torch.eye(2), distillation(tiny_net, "velocity")
+    anchor, other = Counted(tiny_net(1)), Counted(tiny_net(2))
+    expected = gradient_and_gaps(replace(apart, anchor_field=tiny_net(1)), condition, routes)
+    shared = replace(apart, teachers=[anchor, other], anchor_field=anchor)
+    torch.testing.assert_close(gradient_and_gaps(shared, condition, routes), expected)
+    assert anchor.rows == [2, 2] and other.rows == [1, 1]
