@@ -5,6 +5,7 @@ torch and the model libraries take seconds to import, so a command imports what 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -158,6 +159,28 @@ def distill(
     if session.recipe.coldstart is not None and not (out / "coldstart").exists():
         start.cold_start(session)
     _done(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe (YAML); a name from recipes/ will do.")],
+    gpu: Annotated[str, typer.Option(help="The GPU it is planned for.")] = "a100-80gb",
+    flops: Annotated[float | None, typer.Option(help="Or its rate, in floating-point operations a second.")] = None,
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """What a distillation will take: parameters, memory, work and time of an update, traps. Needs no weights.
+
+    Example: `flowopd plan recipes/sd35-medium.yaml --gpu h100`
+    """
+    from dataclasses import asdict
+
+    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.session import Session
+    from flowopd.stages import plan as stage
+
+    planned = stage.plan(Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan")), gpu, flops)
+    typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
 
 
 @app.command("eval")

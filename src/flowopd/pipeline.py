@@ -104,7 +104,7 @@ def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     return make_recipe(json.loads(manifest.read_text())["recipe"], overrides, str(manifest))
 
 
-TRAINING = ("base", "revision", "seed", "prompts", "teachers", "routes", "coldstart", "distill")
+TRAINING = ("base", "revision", "resolution", "seed", "prompts", "teachers", "routes", "coldstart", "distill")
 """The parts of a recipe that its trained models depend on; the others may change between two calls."""
 
 

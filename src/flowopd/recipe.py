@@ -65,7 +65,9 @@ class GrpoConfig(Strict):
 class TeacherConfig(Strict):
     """An expert: an adapter that exists, or how to train one."""
 
-    adapter: str | None = None
+    adapter: str | None = Field(None, description="folder, file, `package:` name or hub id of a LoRA adapter")
+    revision: str | None = None
+    subfolder: str | None = None
     train: GrpoConfig | None = None
     guidance: float | None = Field(None, ge=0, description="its own guidance; none is the student's")
 
@@ -165,6 +167,7 @@ class Recipe(Strict):
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    resolution: int | None = Field(None, ge=1, description="side of the pictures in pixels; none is the model's own")
     prompts: dict[str, PromptFiles] = {}
     teachers: dict[str, TeacherConfig] = {}
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")

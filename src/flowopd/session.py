@@ -14,7 +14,7 @@ from flowopd.adapters import Adapters
 from flowopd.conditioning import Conditioning, encode_all
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, sha256_of
-from flowopd.models import Model, located, open_model
+from flowopd.models import Model, fetched_folder, located, open_model
 from flowopd.prompts import Prompt, read_prompts
 from flowopd.recipe import AdapterConfig, Recipe
 from flowopd.routing import LabelRouter
@@ -39,6 +39,10 @@ class Session:
         """The base with the adapters that were loaded so far."""
         return Adapters(self.model.transformer)
 
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of the recipe's pictures."""
+        return self.model.latent_shape(self.recipe.resolution, self.recipe.resolution)
+
     def prompts(self, label: str, split: str) -> list[Prompt]:
         """The prompts of a label's file. Raises ConfigError if the recipe names no such file."""
         files = self.recipe.prompts.get(label)
@@ -53,12 +57,17 @@ class Session:
         return encode_all(self.model, [prompt.text for prompt in prompts], self.out / "cache")
 
     def teacher_folder(self, name: str) -> Path:
-        """Where the adapter of a teacher lies. Raises ConfigError for a name that the recipe lacks."""
+        """Where the adapter of a teacher lies, brought from the hub if need be.
+
+        Raises ConfigError for a name that the recipe lacks, CheckpointError for one that the hub does not give.
+        """
         teacher = self.recipe.teachers.get(name)
         if teacher is None:
             known = ", ".join(self.recipe.teachers) or "none"
             raise ConfigError(f"unknown teacher {name!r}; the recipe has: {known}")
-        return located(teacher.adapter) if teacher.adapter else self.out / "teachers" / name
+        if teacher.adapter is None:
+            return self.out / "teachers" / name
+        return fetched_folder(teacher.adapter, teacher.revision) / (teacher.subfolder or "")
 
     def load_teachers(self, names: Sequence[str] | None = None) -> list[str]:
         """Load these teachers as frozen adapters, all by default; returns their names."""

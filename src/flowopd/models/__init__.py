@@ -6,12 +6,13 @@ import torch
 
 from flowopd.errors import CheckpointError
 from flowopd.models.base import Model
+from flowopd.models.published import PIPELINES
 from flowopd.models.sd3 import Sd3
-from flowopd.models.source import Source, located
+from flowopd.models.source import Source, fetched_folder, located
 
 FAMILIES = {"StableDiffusion3Pipeline": Sd3}
 
-__all__ = ["FAMILIES", "Model", "Source", "located", "open_model"]
+__all__ = ["FAMILIES", "Model", "Source", "fetched_folder", "located", "open_model"]
 
 
 def open_model(
@@ -26,7 +27,7 @@ def open_model(
     Raises CheckpointError if there is no such pipeline, or its family is not known.
     """
     source = Source(name, revision)
-    pipeline = source.pipeline
+    pipeline = PIPELINES.get(name) or source.pipeline
     if pipeline not in FAMILIES:
         raise CheckpointError(f"model {name} is a {pipeline}; known families: {', '.join(FAMILIES)}")
     return FAMILIES[pipeline](source, device=device, dtype=dtype)

@@ -37,6 +37,14 @@ class Model(Protocol):
         """(C, H, W) of the latents of a picture of that size in pixels."""
         ...
 
+    def skeleton(self) -> nn.Module:
+        """The base without weights, on the meta device."""
+        ...
+
+    def blank(self, rows: int) -> Condition:
+        """A condition of so many rows without content, on the meta device."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts."""
         ...

@@ -6,16 +6,24 @@ until every prompt has been encoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from flowopd.errors import ConfigError
+from flowopd.models.published import PIXELS, SHIFT, TEXT_TOKENS, TRANSFORMERS
 from flowopd.models.source import Source
 from flowopd.schedule import sigma_grid
 from flowopd.shapes import Grid
@@ -76,18 +84,54 @@ class Sd3:
 
     def grid(self, steps: int) -> Grid:
         """The times (steps + 1,) at which the pipeline samples with so many steps."""
-        return sigma_grid(steps, self.scheduler.config.shift)
+        return sigma_grid(steps, SHIFT if self._is_published else self.scheduler.config.shift)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The transformer's config, without its weights."""
+        if self._is_published:
+            return TRANSFORMERS[self.source.name]
+        return self.source.load_config(SD3Transformer2DModel, "transformer")
+
+    def skeleton(self) -> SD3Transformer2DModel:
+        """The transformer without weights, on the meta device."""
+        with torch.device("meta"):
+            return SD3Transformer2DModel.from_config(self.config).requires_grad_(False).eval()
+
+    def blank(self, rows: int) -> Condition:
+        """A condition of so many rows on the meta device, shaped as `encode` makes it."""
+        tokens = TEXT_TOKENS if self._is_published else self._text_tokens
+        embeds = torch.empty(rows, tokens, self.config["joint_attention_dim"], device="meta")
+        pooled = torch.empty(rows, self.config["pooled_projection_dim"], device="meta")
+        return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
+
+    @property
+    def _text_tokens(self) -> int:
+        clip, t5 = (self.source.load(AutoTokenizer, name) for name in ("tokenizer", "tokenizer_3"))
+        return clip.model_max_length + min(LONGEST_T5, t5.model_max_length)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture; None is the size that the transformer was made for."""
-        config = self.transformer.config
-        rows, columns = (size // self._pixels if size else config.sample_size for size in (height, width))
-        return config.in_channels, rows, columns
+        """(C, H, W) of the latents of a picture; None is the size that the transformer was made for.
+
+        Raises ConfigError for a size that is no whole number of patches.
+        """
+        unit, own = self._pixels * self.config["patch_size"], self.config["sample_size"]
+        odd = [size for size in (height, width) if size and size % unit]
+        if odd:
+            raise ConfigError(f"pictures of {odd[0]} pixels have no whole patches; take a multiple of {unit}")
+        rows, columns = (size // self._pixels if size else own for size in (height, width))
+        return self.config["in_channels"], rows, columns
 
     @cached_property
     def _pixels(self) -> int:
         """Pixels along one side of a latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if self._is_published:
+            return PIXELS
+        return 2 ** (len(self.source.load_config(AutoencoderKL, "vae")["block_out_channels"]) - 1)
+
+    @property
+    def _is_published(self) -> bool:
+        return self.source.name in TRANSFORMERS
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -57,6 +57,13 @@ class Source:
             options["subfolder"] = subfolder
         return fetched(kind, self.path, revision=self.revision, **options)
 
+    def load_config(self, kind: Any, subfolder: str) -> dict[str, Any]:
+        """The config of one of this source's parts. Raises CheckpointError if there is none."""
+        try:
+            return dict(kind.load_config(self.path, subfolder=subfolder, revision=self.revision))
+        except OSError as error:
+            raise CheckpointError(f"model {self.name} has no readable config of its {subfolder}") from error
+
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
         digest = sha256(f"{self.name}@{self.revision}".encode() if not Path(self.path).is_dir() else b"")
@@ -67,9 +74,8 @@ class Source:
 
     def _index(self) -> dict[str, Any]:
         folder = located(self.name)
-        looks_local = folder.exists() or self.name.startswith((PACKAGE, ".", "/")) or self.name.count("/") != 1
         try:
-            file = folder / "model_index.json" if looks_local else self._from_hub()
+            file = folder / "model_index.json" if is_local(self.name) else self._from_hub()
             return json.loads(Path(file).read_text())
         except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
             raise CheckpointError(
@@ -80,6 +86,25 @@ class Source:
 
     def _from_hub(self) -> str:
         return hf_hub_download(self.name, "model_index.json", revision=self.revision)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a path: it exists, or does not look like OWNER/NAME on the hub."""
+    return located(name).exists() or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1
+
+
+def fetched_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of an adapter: a path as it is, or a hub id, whose configs and safetensors are brought here.
+
+    Raises CheckpointError if the hub does not have it, or cannot be reached.
+    """
+    if is_local(name):
+        return located(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"adapter {name} is no folder here, and the hub does not give it: {reason}") from error
 
 
 def fetched(kind: Any, name: str, **options: Any) -> Any:

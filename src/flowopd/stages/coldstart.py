@@ -97,7 +97,7 @@ def _expert_samples(session: Session, config: SftConfig) -> tuple[Tensor, Condit
         seeds = tuple(seed_of(session.recipe.seed, "sft", label, i) for i in range(each))
         field = session.field(teacher, session.guidance(teacher, sampling.guidance), conditioning)
         batch = Batch(conditioning(texts), seeds)
-        grid, shape = session.model.grid(sampling.steps), session.model.latent_shape()
+        grid, shape = session.model.grid(sampling.steps), session.latent_shape()
         parts.append((draw_latents(field, sampling.dynamics(), grid, batch, shape), batch.cond))
     return torch.cat([latents for latents, _ in parts]), Condition.cat(*(cond for _, cond in parts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class _Update:
         conditioning: Conditioning,
     ) -> None:
         self.config, self.seed = _config(session), session.recipe.seed
-        self.shape = session.model.latent_shape()
+        self.shape = session.latent_shape()
         self.distillation, self.router = distillation, router
         self.prompts, self.conditioning = prompts, conditioning
         self.query = query_rule(self.config.query)
@@ -120,9 +121,12 @@ def _distillation(session: Session, teachers: Sequence[str], conditioning: Condi
     sampling, anchor = config.sampling, config.anchor
     grid, dynamics = session.model.grid(sampling.steps), sampling.dynamics()
 
+    @cache
     def frozen(name: str, own: float | None = None) -> VelocityField:
-        scale = session.guidance(name, sampling.guidance) if own is None else own
-        return session.field(name, scale, conditioning)
+        """One field for one name and guidance, so that a teacher that is the anchor too is known as one."""
+        if own is None:
+            return frozen(name, session.guidance(name, sampling.guidance))
+        return session.field(name, own, conditioning)
 
     return Distillation(
         student=session.field(STUDENT, sampling.guidance, conditioning),
@@ -146,7 +150,9 @@ def _identity(session: Session) -> dict[str, object]:
     recipe, config = session.recipe, _config(session)
     named = list(recipe.teachers) if config.distillation else []
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
-    parts = recipe.model_dump(mode="json", include={"base", "revision", "seed", "routes", "coldstart", "distill"})
+    parts = recipe.model_dump(
+        mode="json", include={"base", "revision", "resolution", "seed", "routes", "coldstart", "distill"}
+    )
     return {
         **parts,
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),

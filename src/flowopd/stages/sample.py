@@ -61,7 +61,7 @@ def draw(
 ) -> np.ndarray:
     """Pictures (B, H, W, 3) uint8; each depends on its model, prompt, seed and the sampling alone."""
     field = model_field(session, model, sampling.guidance, conditioning)
-    grid, shape = session.model.grid(sampling.steps), session.model.latent_shape()
+    grid, shape = session.model.grid(sampling.steps), session.latent_shape()
     batch = Batch(conditioning(texts), tuple(seeds))
     latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, micro_batch)
     return np.concatenate([session.model.decode(part) for part in latents.split(micro_batch)])

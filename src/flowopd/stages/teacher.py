@@ -43,8 +43,9 @@ def train_teacher(session: Session, name: str) -> Path:
     trainer = Trainer(session.adapters.parameters(name), config.optim)
     session.adapters.check_trainable(trainer.parameters, name)
     stage = f"teacher:{name}"
-    identity = session.recipe.model_dump(mode="json", include={"base", "revision", "seed"})
+    identity = session.recipe.model_dump(mode="json", include={"base", "revision", "resolution", "seed"})
     identity |= {"teacher": config.model_dump(mode="json"), "sha256": session.hashes([])}
+    identity |= {"sha256_prompts": session.prompt_hashes()[f"{config.prompts}.train"]}
     checkpoints = Checkpoints(session.out / "checkpoints" / "teachers" / name, identity)
     with session.adapters.using(name):
         update = _Update(session, name, config, reward, prompts, conditioning)
@@ -68,7 +69,7 @@ class _Update:
     ) -> None:
         self.session, self.config, self.reward, self.prompts = session, config, reward, prompts
         policy, reference = (session.field(model, config.sampling.guidance, conditioning) for model in (name, BASE))
-        place = Place(session.model.grid(config.sampling.steps), session.model.latent_shape(), session.recipe.seed)
+        place = Place(session.model.grid(config.sampling.steps), session.latent_shape(), session.recipe.seed)
         self.learner = LEARNERS[config.loss](policy, reference, place, config, conditioning)
 
     def __call__(self, step: int) -> dict[str, float]:

@@ -1,0 +1,179 @@
+"""A plan against what it plans: parameters, rows that pass, work and memory by closed form; no weights are read."""
+
+import json
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from typer.testing import CliRunner
+
+from flowopd.adapters import Adapters
+from flowopd.cli import app
+from flowopd.errors import ConfigError
+from flowopd.models.footprint import footprint
+from flowopd.models.published import TRANSFORMERS
+from flowopd.models.source import Source
+from flowopd.pipeline import open_run
+from flowopd.recipe import load_recipe, make_recipe, recipe_path
+from flowopd.session import Session
+from flowopd.stages.distill import distill
+from flowopd.stages.plan import plan
+from flowopd.types import Condition
+
+B, IN, OUT = 3, 5, 7
+
+
+class Toy:
+    """A field that is one module of the condition `x`."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, x, t, cond):
+        return self.module(cond["x"])
+
+
+def toy_footprint(module, shape):
+    cond = Condition({"x": torch.empty(*shape, device="meta")})
+    return footprint(Toy(module), module, torch.empty(1), cond, torch.float32)
+
+
+def test_the_work_of_a_product_is_two_for_each_term():
+    found = toy_footprint(torch.nn.Linear(IN, OUT, bias=False), (B, IN))
+    assert (found.forward, found.backward) == (2 * B * IN * OUT, 2 * B * IN * OUT)
+
+
+def test_a_product_keeps_its_input_alone():
+    assert toy_footprint(torch.nn.Linear(IN, OUT, bias=False), (B, IN)).kept == 4 * B * IN
+
+
+class Attention(torch.nn.Module):
+    """Queries, keys and values are the input (B, heads, N, d) times a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        x = self.scale * x
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_the_work_of_attention_is_counted():
+    heads, n, d = 2, 16, 8
+    assert toy_footprint(Attention(), (B, heads, n, d)).forward == 2 * 2 * B * heads * n * n * d
+
+
+def rows_that_pass(session, monkeypatch):
+    """Rows through the transformer in the one update of a recipe, and how many of them had a gradient."""
+    passed = {"all": 0, "backward": 0}
+
+    def count(_module, _args, kwargs, out):
+        passed["all"] += len(kwargs["hidden_states"])
+        passed["backward"] += len(kwargs["hidden_states"]) * out[0].requires_grad
+
+    session.model.transformer.register_forward_hook(count, with_kwargs=True)
+    distill(session)
+    return passed
+
+
+PARTS = {
+    "all": {"sampling": {"steps": 3}},
+    "random": {"sampling": {"steps": 3}, "query": {"kind": "random", "k": 2}},
+    "guided": {"sampling": {"steps": 2, "guidance": 3.0}, "anchor": {"model": "base", "weight": 0.1, "guidance": 1.0}},
+    "own anchor": {"sampling": {"steps": 2}, "anchor": {"model": "quality", "weight": 0.1}},
+    "no anchor": {"sampling": {"steps": 2}, "anchor": None},
+    "no teachers": {"sampling": {"steps": 2}, "distillation": False},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_the_planned_rows_are_those_that_pass(world, tmp_path, monkeypatch, parts):
+    config = {"samples_per_label": 2, "adapter": {"rank": 2, "alpha": 2}, "optim": {"updates": 1}, **parts}
+    session = world.session(tmp_path / "run", distill=config)
+    planned = plan(session).forwards_per_update
+    passed = rows_that_pass(session, monkeypatch)
+    assert passed["backward"] == planned["backward"]
+    assert passed["all"] == planned["student"] + planned["teacher"] + planned["anchor"]
+
+
+def test_parameters_are_those_of_the_models(world, tmp_path):
+    session = world.session(tmp_path / "run", distill={"adapter": {"rank": 3, "alpha": 3}})
+    planned = plan(session)
+    assert planned.base_parameters == sum(p.numel() for p in session.model.transformer.parameters())
+    adapters = Adapters(session.model.transformer)
+    adapters.create("student", 3, 3, session.model.targets, seed=0)
+    assert planned.trainable_parameters == sum(p.numel() for p in adapters.parameters("student").values())
+    assert planned.memory_gib["total"] == pytest.approx(
+        sum(value for name, value in planned.memory_gib.items() if name != "total")
+    )
+
+
+def test_activations_and_work_grow_with_the_micro_batch(world, tmp_path):
+    def planned(micro_batch, guidance=1.0):
+        parts = {"samples_per_label": 8, "micro_batch": micro_batch, "sampling": {"steps": 2, "guidance": guidance}}
+        return plan(world.session(tmp_path / f"{micro_batch}-{guidance}", distill=parts))
+
+    one, four, guided = planned(1), planned(4), planned(1, guidance=2.0)
+    assert four.memory_gib["activations"] == pytest.approx(4 * one.memory_gib["activations"], rel=0.02)
+    assert four.flops_per_update == pytest.approx(one.flops_per_update, rel=1e-6)
+    assert guided.flops_per_update == pytest.approx(2 * one.flops_per_update, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def medium():
+    return load_recipe(recipe_path("sd35-medium.yaml"))
+
+
+def test_a_published_model_is_planned_without_a_file(medium, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a plan reads no weights and asks no hub")
+
+    monkeypatch.setattr(Source, "load", refuse)
+    monkeypatch.setattr(Source, "load_config", refuse)
+    monkeypatch.setattr("flowopd.models.source.hf_hub_download", refuse)
+    monkeypatch.setattr("flowopd.models.source.snapshot_download", refuse)
+    planned = plan(Session(medium, tmp_path))
+    assert 2.2e9 < planned.base_parameters < 2.3e9
+    assert planned.memory_gib["base"] == pytest.approx(2 * planned.base_parameters / 2**30)
+    assert len([warning for warning in planned.warnings if "not here" in warning]) == len(medium.teachers)
+
+
+def test_the_command_prints_json(world, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(world.tree(distill={"sampling": {"steps": 2}})))
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
+    row = json.loads(result.stdout)
+    assert {
+        "trainable_parameters",
+        "base_parameters",
+        "memory_gib",
+        "forwards_per_update",
+        "flops_per_update",
+        "seconds_per_update",
+        "warnings",
+    } <= row.keys()
+    assert "total" in row["memory_gib"]
+
+
+def test_traps_are_named(world, tmp_path):
+    tree = world.tree(distill={"sampling": {"steps": 10, "sampler": "sde"}, "weighting": "kl"})
+    tree["teachers"]["quality"]["guidance"] = 4.5
+    warnings = " ".join(plan(open_run(make_recipe(tree), tmp_path / "run")).warnings)
+    assert "guided by 4.5" in warnings and "weighting kl" in warnings
+
+
+def test_a_plan_needs_something_to_plan_and_a_known_gpu(world, tmp_path):
+    with pytest.raises(ConfigError, match="no `distill`"):
+        plan(world.session(tmp_path / "a"))
+    with pytest.raises(ConfigError, match="a100-80gb"):
+        plan(world.session(tmp_path / "b", distill={}), gpu="abacus")
+
+
+def test_published_configs_make_transformers():
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in SD3Transformer2DModel.from_config(config).parameters())
+            for name, config in TRANSFORMERS.items()
+        }
+    assert round(sizes["stabilityai/stable-diffusion-3.5-large"] / 1e9) == 8
