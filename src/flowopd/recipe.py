@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowopd.errors import ConfigError
-from flowopd.models.source import located
+from flowopd.hub import located
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 

@@ -13,8 +13,9 @@ from accelerate import PartialState
 from flowopd.adapters import Adapters
 from flowopd.conditioning import Conditioning, encode_all
 from flowopd.errors import ConfigError
+from flowopd.hub import fetched_folder, located
 from flowopd.lora_file import LoraFile, sha256_of
-from flowopd.models import Model, fetched_folder, located, open_model
+from flowopd.models import Model, open_model
 from flowopd.prompts import Prompt, read_prompts
 from flowopd.recipe import AdapterConfig, Recipe
 from flowopd.routing import LabelRouter

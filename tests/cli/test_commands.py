@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from flowopd.hub import located
 from flowopd.lora_file import read_lora
-from flowopd.models import located
 from flowopd.results import Results
 
 LABELS = ("composition", "quality")

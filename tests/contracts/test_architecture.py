@@ -28,7 +28,7 @@ MATHS = (
     "routing",
     "objectives",
 )
-PARTS = ("models", "lora_file", "merge", "adapters", "conditioning", "prompts", "mini", "rewards")
+PARTS = ("hub", "models", "lora_file", "merge", "adapters", "conditioning", "prompts", "mini", "rewards")
 RUNNING = (
     "sampling",
     "step",
@@ -47,8 +47,8 @@ RUNNING = (
 LAYERS = (*MATHS, *PARTS, *RUNNING)
 """From the first to the last: a layer imports only itself and layers before it."""
 
-ONLY = {"rewards": {"errors", "prompts", "mini"}}
-"""Layers that see even less: a judge knows pixels and prompts alone."""
+ONLY = {"rewards": {"errors", "hub", "prompts", "mini"}}
+"""Layers that see even less: a judge knows pixels and prompts alone, and where its own weights lie."""
 
 MATHS_LIBRARIES = {*sys.stdlib_module_names, "torch", "jaxtyping"}
 MODELS = ("diffusers", "peft", "transformers")

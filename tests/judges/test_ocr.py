@@ -29,7 +29,7 @@ def signs():
     """Wishes for signs, their prompts in all phrasings, and their pictures."""
     rng = np.random.default_rng(0)
     wishes = [random_wish("text", rng) for _ in range(SIGNS)]
-    words = [(caption(wish, "text", rng), reworded(wish, rng))[i % 2] for i, wish in enumerate(wishes)]
+    words = [(caption(wish, "text", rng), reworded(wish, "text", rng))[i % 2] for i, wish in enumerate(wishes)]
     return wishes, [Prompt(text, "text") for text in words], np.stack([draw(grant(w, rng)) for w in wishes])
 
 

@@ -9,11 +9,11 @@ from diffusers import SD3Transformer2DModel
 from peft import LoraConfig, get_peft_model
 
 from flowopd.adapters import Adapters
+from flowopd.hub import located
 from flowopd.lora_file import Factors, LoraFile, write_lora
 from flowopd.mini.autoencoder import CHANNELS, new_autoencoder
 from flowopd.mini.encoders import WIDTH, new_text_side
 from flowopd.mini.pretrain import assemble
-from flowopd.models import located
 from flowopd.pipeline import open_run, run
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.recipe import make_recipe

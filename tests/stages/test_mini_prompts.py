@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from flowopd.hub import located
 from flowopd.mini.wishes import Part, Wish, held_out
 from flowopd.mini.world import Sign
-from flowopd.models import located
 from flowopd.prompts import read_prompts
 
 LABELS = ("composition", "quality", "text")

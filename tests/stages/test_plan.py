@@ -132,7 +132,7 @@ def test_a_published_model_is_planned_without_a_file(medium, tmp_path, monkeypat
     monkeypatch.setattr(Source, "load", refuse)
     monkeypatch.setattr(Source, "load_config", refuse)
     monkeypatch.setattr("flowopd.models.source.hf_hub_download", refuse)
-    monkeypatch.setattr("flowopd.models.source.snapshot_download", refuse)
+    monkeypatch.setattr("flowopd.hub.snapshot_download", refuse)
     planned = plan(Session(medium, tmp_path))
     assert 2.2e9 < planned.base_parameters < 2.3e9
     assert planned.memory_gib["base"] == pytest.approx(2 * planned.base_parameters / 2**30)

@@ -8,11 +8,11 @@ from flowopd.errors import CheckpointError
 from flowopd.models.base import Model
 from flowopd.models.published import PIPELINES
 from flowopd.models.sd3 import Sd3
-from flowopd.models.source import Source, fetched_folder, located
+from flowopd.models.source import Source
 
 FAMILIES = {"StableDiffusion3Pipeline": Sd3}
 
-__all__ = ["FAMILIES", "Model", "Source", "fetched_folder", "located", "open_model"]
+__all__ = ["FAMILIES", "Model", "Source", "open_model"]
 
 
 def open_model(

@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import diffusers
-import torch
-import transformers
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from flowopd.errors import CheckpointError
-
-PACKAGE = "package:"
-
-
-def located(name: str | Path) -> Path:
-    """The path that a recipe means: `package:mini/base` lies in the package, all else is a path as it is."""
-    text = str(name)
-    return Path(str(files("flowopd"))) / text.removeprefix(PACKAGE) if text.startswith(PACKAGE) else Path(text)
+from flowopd.hub import fetched, is_local, located
 
 
 @dataclass(frozen=True)
@@ -86,52 +71,6 @@ class Source:
 
     def _from_hub(self) -> str:
         return hf_hub_download(self.name, "model_index.json", revision=self.revision)
-
-
-def is_local(name: str) -> bool:
-    """Whether a name means a path: it exists, or does not look like OWNER/NAME on the hub."""
-    return located(name).exists() or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1
-
-
-def fetched_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of an adapter: a path as it is, or a hub id, whose configs and safetensors are brought here.
-
-    Raises CheckpointError if the hub does not have it, or cannot be reached.
-    """
-    if is_local(name):
-        return located(name)
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"adapter {name} is no folder here, and the hub does not give it: {reason}") from error
-
-
-def fetched(kind: Any, name: str, **options: Any) -> Any:
-    """`kind.from_pretrained(name)`, quietly. Raises CheckpointError if a file is missing or cannot be read."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return kind.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"model {name} cannot be loaded: {reason}; check its files") from error
-
-
-def fetched_tensors(name: str) -> dict[str, Tensor]:
-    """The tensors of a weights file: a path, or `OWNER/NAME/FILE` on the hub. Nothing but tensors is unpickled.
-
-    Raises CheckpointError if there is no such file, or it holds anything else.
-    """
-    path = Path(name)
-    try:
-        if not path.exists():
-            owner, repository, file = name.split("/", 2)
-            path = Path(hf_hub_download(f"{owner}/{repository}", file))
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, UnpicklingError, HfHubHTTPError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"weights {name} cannot be loaded: {reason}; give a path, or OWNER/NAME/FILE") from error
 
 
 def _ends(file: Path, size: int = 1 << 16) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowopd.models.source import fetched_tensors
+from flowopd.hub import fetched_tensors
 from flowopd.prompts import Prompt
 from flowopd.rewards.base import Scores
 from flowopd.rewards.clip import Clip

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
 
-from flowopd.models.source import fetched
+from flowopd.hub import fetched
 
 
 class Clip:

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate, normalize
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
 from flowopd.errors import DataError
-from flowopd.models.source import fetched
+from flowopd.hub import fetched
 from flowopd.prompts import Prompt
 from flowopd.rewards.base import Scores
 from flowopd.rewards.clip import Clip

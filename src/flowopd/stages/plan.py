@@ -9,8 +9,8 @@ import torch
 
 from flowopd.adapters import Adapters
 from flowopd.errors import ConfigError
+from flowopd.hub import located
 from flowopd.lora_file import read_lora
-from flowopd.models import located
 from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
 from flowopd.recipe import DistillConfig, Recipe
