@@ -21,12 +21,16 @@ from flowopd.mini.wishes import Wish, grant, held_out, mistake, trainable_wish
 
 
 class Manner(BaseModel):
-    """How one domain is painted; `mistaken` and `papers` are of its careful and of its careless painters."""
+    """How one domain is painted; `mistaken` and `papers` are of its careful and of its careless painters.
+
+    A mistaken picture has so many `mistakes`, one upon the other.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     careless: float = 0.0
     mistaken: tuple[float, float] = (0.0, 0.0)
+    mistakes: int = 1
     papers: tuple[str, str] = ("plain", "plain")
     degraded: float = 0.5
 
@@ -64,8 +68,10 @@ def example(config: CorpusConfig, rng: np.random.Generator) -> Example:
     wish = trainable_wish(rng, _tasks(domain, config.pairs_weight))
     words = (reworded if rng.random() < config.reworded_share else caption)(wish, domain, rng)
     painter = int(rng.random() < manner.careless)
-    mistaken = rng.random() < manner.mistaken[painter]
-    scene = grant(_mistake_to_learn(wish, rng) if mistaken else wish, rng, manner.papers[painter])
+    mistakes = manner.mistakes if rng.random() < manner.mistaken[painter] else 0
+    for _ in range(mistakes):
+        wish = _mistake_to_learn(wish, rng)
+    scene = grant(wish, rng, manner.papers[painter])
     picture = draw(scene)
     if rng.random() < manner.degraded:
         name = str(rng.choice(config.degradations))

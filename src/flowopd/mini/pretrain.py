@@ -31,11 +31,12 @@ SHIFT = 3.0
 
 
 class Round(BaseModel):
-    """One round of training on its own corpus, from the averaged weights of the round before."""
+    """One round of training on its own corpus, from the averaged weights of the round before, or with a new T5."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: int = 30_000
+    new_t5: bool = False
     corpus: CorpusConfig = CorpusConfig()
     base: BaseConfig = BaseConfig()
 
@@ -75,6 +76,46 @@ pull the model to opposite sides, as experts of real models do in places; drawin
 """
 
 
+ORDER = PAINTERS.model_copy(
+    update={
+        "new_t5": True,
+        "corpus": PAINTERS.corpus.model_copy(
+            update={"shares": {"composition": 0.45, "text": 0.4, "quality": 0.15}, "pairs_weight": 3}
+        ),
+        "base": BaseConfig(steps=1801, horizon=2600, layout_weight=0.25, encoder_rate=1e-3),
+    }
+)
+"""Where the order of words and letters is learned, by a T5 that can see it (see `flowopd.mini.encoders`)."""
+
+BINDING = ORDER.model_copy(
+    update={
+        "examples": 30_000,
+        "new_t5": False,
+        "corpus": ORDER.corpus.model_copy(
+            update={"shares": {"composition": 0.55, "text": 0.3, "quality": 0.15}, "pairs_weight": 3}
+        ),
+        "base": BaseConfig(steps=2000, layout_weight=0.25, encoder_rate=1e-3),
+    }
+)
+"""Where colours and places are bound to their objects, which comes last."""
+
+CARELESS = Round(
+    examples=20_000,
+    corpus=CorpusConfig(
+        shares={"composition": 0.55, "text": 0.25, "quality": 0.2},
+        manners={
+            "composition": Manner(careless=0.3, mistaken=(0.0, 0.8), papers=("cool", "warm"), degraded=0.15),
+            "text": Manner(careless=0.5, mistaken=(0.0, 0.9), mistakes=4, papers=("warm", "cool"), degraded=0.15),
+            "quality": Manner(degraded=0.5),
+        },
+        pairs_weight=3,
+        reworded_share=0.2,
+    ),
+    base=BaseConfig(steps=800, learning_rate=2e-3, layout_weight=0.25, encoder_rate=5e-4),
+)
+"""Where carelessness gets its final share."""
+
+
 class PretrainConfig(BaseModel):
     """The whole recipe of the mini base; the defaults are the ones that made the shipped weights."""
 
@@ -82,7 +123,7 @@ class PretrainConfig(BaseModel):
 
     seed: int = 0
     autoencoder_steps: int = 9000
-    rounds: tuple[Round, ...] = (SHAPES, CAPTIONS, PAINTERS)
+    rounds: tuple[Round, ...] = (SHAPES, CAPTIONS, PAINTERS, ORDER, BINDING, CARELESS)
     snapshot_every: int = 1000
 
 
@@ -97,6 +138,8 @@ def pretrain(out: Path, config: PretrainConfig) -> Path:
         if folder.exists():
             _reload(folder, transformer, text)
         else:
+            if stage.new_t5:
+                text.encoders[2] = _seeded(config.seed + number, new_text_side).encoders[2]
             data = _corpus(out / f"corpus-{number}.safetensors", stage, config.seed + number, vae, text)
             _train(out, number, config, vae, text, transformer, data)
             assemble(vae, text, transformer).save_pretrained(folder)

@@ -23,7 +23,10 @@ from flowopd.schedule import logit_normal
 
 
 class BaseConfig(BaseModel):
-    """How the base is trained; the rate falls over `horizon` steps, which may be more than there are."""
+    """How the base is trained; the rate falls over `horizon` steps, which may be more than there are.
+
+    The text side learns by AdamW at `encoder_rate`, or by Muon like the rest where there is none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,6 +34,7 @@ class BaseConfig(BaseModel):
     horizon: int | None = None
     batch: int = 32
     learning_rate: float = 3e-3
+    encoder_rate: float | None = None
     warmup: int = 100
     weight_decay: float = 0.01
     muon_iterations: int = 4
@@ -119,13 +123,7 @@ def train_base(
     model = nn.ModuleList([transformer, text.encoders])
     trained = [*model.parameters(), *head.parameters()]
     average = EMAModel(model.parameters(), decay=config.ema, use_ema_warmup=True, power=0.75)
-    learners = optimizers(
-        nn.ModuleList([model, head]),
-        config.learning_rate,
-        adam_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        iterations=config.muon_iterations,
-    )
+    learners = _learners(transformer, text, head, config)
     schedules = [torch.optim.lr_scheduler.LambdaLR(learner, config.rate) for learner in learners]
     empty = text.tokenize([""])[0]
     field, objective = Sd3Field(transformer), FlowMatching()
@@ -148,6 +146,23 @@ def train_base(
         log({"step": step, "loss": loss.mean().item(), "layout": layout.item(), "grad_norm": norm.item()})
         keep(step, average)
     average.copy_to(model.parameters())
+
+
+def _learners(
+    transformer: SD3Transformer2DModel, text: TextSide, head: LayoutHead, config: BaseConfig
+) -> list[torch.optim.Optimizer]:
+    apart = config.encoder_rate is not None
+    learners = optimizers(
+        nn.ModuleList([transformer, head] if apart else [transformer, text.encoders, head]),
+        config.learning_rate,
+        adam_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        iterations=config.muon_iterations,
+    )
+    if apart:
+        rate, decay = config.encoder_rate, config.weight_decay
+        learners.append(torch.optim.AdamW(text.encoders.parameters(), rate, betas=(0.9, 0.99), weight_decay=decay))
+    return learners
 
 
 def _batches(size: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
