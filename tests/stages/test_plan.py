@@ -168,6 +168,10 @@ def test_a_plan_needs_something_to_plan_and_a_known_gpu(world, tmp_path):
         plan(world.session(tmp_path / "a"))
     with pytest.raises(ConfigError, match="a100-80gb"):
         plan(world.session(tmp_path / "b", distill={}), gpu="abacus")
+    with pytest.raises(ConfigError, match="rate of -1"):
+        plan(world.session(tmp_path / "c", distill={}), flops=-1)
+    with pytest.raises(ConfigError, match="k = 99"):
+        plan(world.session(tmp_path / "d", distill={"query": {"kind": "random", "k": 99}}))
 
 
 def test_published_configs_make_transformers():

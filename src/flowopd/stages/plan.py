@@ -15,7 +15,7 @@ from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
 from flowopd.recipe import DistillConfig, Recipe
 from flowopd.session import Session
-from flowopd.stages.distill import STUDENT
+from flowopd.stages.distill import STUDENT, query_rule
 
 GIB = 2**30
 FP32 = 4
@@ -64,7 +64,8 @@ class Plan:
 def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None) -> Plan:
     """The plan for one GPU of GPUS, or for a machine of so many floating-point operations a second.
 
-    Raises ConfigError if the recipe has no `distill`, or the GPU is not known.
+    Raises ConfigError if the recipe has no `distill` or asks for more steps than there are, the GPU is not known, or
+    the rate is not positive.
     """
     recipe = session.recipe
     config = recipe.distill
@@ -72,6 +73,8 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None) -
         raise ConfigError("the recipe has no `distill`; add one, or plan another recipe")
     if gpu not in GPUS:
         raise ConfigError(f"there is no GPU {gpu!r}; known: {', '.join(GPUS)}, or give a rate with --flops")
+    if flops is not None and not flops > 0:
+        raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
     skeleton = session.model.skeleton()
     base = sum(p.numel() for p in skeleton.parameters())
     adapters = Adapters(skeleton)
@@ -123,7 +126,8 @@ def _rows(guidance: float) -> int:
 
 
 def _queried(config: DistillConfig) -> int:
-    return {"all": config.sampling.steps, "random": config.query.k, "beta": 1}[config.query.kind]
+    """Steps of a rollout that are trained, by the rule that will draw them."""
+    return len(query_rule(config.query).draw(config.sampling.steps, torch.Generator()).indices)
 
 
 def _forwards(session: Session, config: DistillConfig) -> dict[str, int]:
