@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flowopd.errors import ConfigError
 from flowopd.hub import located
+from flowopd.rewards.base import JudgeConfig
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
@@ -173,6 +174,7 @@ class Recipe(Strict):
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
     coldstart: MergeConfig | SftConfig | None = Field(None, discriminator="kind")
     distill: DistillConfig | None = None
+    judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
 

@@ -18,6 +18,7 @@ from flowopd.lora_file import LoraFile, sha256_of
 from flowopd.models import Model, open_model
 from flowopd.prompts import Prompt, read_prompts
 from flowopd.recipe import AdapterConfig, Recipe
+from flowopd.rewards import Reward, make_reward
 from flowopd.routing import LabelRouter
 from flowopd.velocity import VelocityField, guided
 
@@ -56,6 +57,10 @@ class Session:
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
         """The conditioning of these prompts, from the run's cache where it holds them."""
         return encode_all(self.model, [prompt.text for prompt in prompts], self.out / "cache")
+
+    def judge(self, name: str) -> Reward:
+        """A reward, made as the recipe's `judges` say. Raises ConfigError for an unknown one."""
+        return make_reward(name, self.model.device, self.recipe.judges.get(name))
 
     def teacher_folder(self, name: str) -> Path:
         """Where the adapter of a teacher lies, brought from the hub if need be.

@@ -9,9 +9,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor
 
-from flowopd.errors import CheckpointError, DataError
+from flowopd.errors import CheckpointError, ConfigError, DataError
 from flowopd.prompts import Prompt
+from flowopd.rewards import make_reward
 from flowopd.rewards.aesthetic import Aesthetic, Head
+from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.clip import Clip
 from flowopd.rewards.clipscore import ClipScore
 from flowopd.rewards.pickscore import PickScore
@@ -131,3 +133,15 @@ def test_a_head_of_torch_is_read(clip_folder, tmp_path, head, pictures, prompts)
 def test_missing_models_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         Clip(str(tmp_path / "nowhere"))
+
+
+def test_a_judge_takes_the_model_that_its_config_names(clip_folder, tmp_path):
+    judge = make_reward("clipscore", config=JudgeConfig(model=str(clip_folder)))
+    assert isinstance(judge, ClipScore)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        make_reward("clipscore", config=JudgeConfig(model=str(tmp_path / "nowhere")))
+
+
+def test_a_judge_without_a_model_takes_none():
+    with pytest.raises(ConfigError, match="no model to choose, got 'x/y'"):
+        make_reward("mini_geneval", config=JudgeConfig(model="x/y"))

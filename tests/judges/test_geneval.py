@@ -96,7 +96,7 @@ class Eyes:
 @pytest.fixture
 def judge(monkeypatch, detector_folder):
     monkeypatch.setattr(geneval, "Clip", Eyes)
-    return Geneval(detector=detector_folder)
+    return Geneval(model=detector_folder)
 
 
 def scene():
@@ -136,7 +136,7 @@ def test_verdicts_follow_colours(judge, monkeypatch):
 
 def test_the_whole_of_it_runs_and_pairs(detector_folder, clip_folder, monkeypatch):
     monkeypatch.setattr(geneval, "THRESHOLD", 0.0)
-    judge = Geneval(detector=detector_folder, clip=clip_folder)
+    judge = Geneval(model=detector_folder, clip=clip_folder)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (4, 64, 48, 3), dtype=np.uint8)
     kinds = {judge._instances(picture)[0].kind for picture in pictures}
@@ -159,7 +159,7 @@ def test_what_geneval_does_not_know_is_named(judge, key, value):
 
 def test_a_missing_detector_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
-        Geneval(detector=str(tmp_path / "nowhere"))
+        Geneval(model=str(tmp_path / "nowhere"))
 
 
 def test_a_crop_is_a_picture(judge):

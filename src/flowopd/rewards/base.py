@@ -7,8 +7,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowopd.prompts import Prompt
+
+
+class JudgeConfig(BaseModel):
+    """Where a reward's model comes from and where it runs; by default as published, in this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="hub id or folder, or the model's name at its endpoint")
+    url: str | None = Field(None, description="a reward server, or an OpenAI-compatible endpoint; none is this process")
+    token: str | None = Field(None, description="name of the environment variable that holds the server's token")
+    deadline: float = Field(60.0, gt=0, description="seconds that an answer may take")
+    retries: int = Field(2, ge=0, description="how often a request that failed is sent again")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model's files")
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,9 @@ class Geneval:
     class or a colour that GenEval does not know, or pictures and prompts differ in number.
     """
 
-    def __init__(self, *, detector: str = DETECTOR, clip: str = CLIP, device: str | torch.device = "cpu") -> None:
-        self._model = fetched(Mask2FormerForUniversalSegmentation, detector).eval().requires_grad_(False).to(device)
-        self._processor: Any = fetched(AutoImageProcessor, detector)
+    def __init__(self, *, model: str = DETECTOR, clip: str = CLIP, device: str | torch.device = "cpu") -> None:
+        self._model = fetched(Mask2FormerForUniversalSegmentation, model).eval().requires_grad_(False).to(device)
+        self._processor: Any = fetched(AutoImageProcessor, model)
         self._clip, self._device = Clip(clip, device=device), device
         self._classifiers: dict[str, Tensor] = {}
 

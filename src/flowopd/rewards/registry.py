@@ -9,19 +9,34 @@ from importlib import import_module
 import torch
 
 from flowopd.errors import ConfigError
-from flowopd.rewards.base import Reward
+from flowopd.rewards.base import JudgeConfig, Reward
 
-Builder = Callable[[str | torch.device], Reward]
+Builder = Callable[[str | torch.device, JudgeConfig], Reward]
 
 
 def _plain(module: str, name: str) -> Builder:
     """Builds `name` of a module here, imported only then: a reward's parts are needed by those who use it."""
-    return lambda device: getattr(import_module(f"flowopd.rewards.{module}"), name)()
+
+    def build(device: str | torch.device, config: JudgeConfig) -> Reward:
+        if config.model is not None:
+            raise ConfigError(f"{name} has no model to choose, got {config.model!r}; leave `model` out")
+        return _found(module, name)()
+
+    return build
 
 
 def _on_device(module: str, name: str) -> Builder:
-    """The same for a reward whose nets run where they are told to."""
-    return lambda device: getattr(import_module(f"flowopd.rewards.{module}"), name)(device=device)
+    """The same for a reward whose net, the published one or `config.model`, runs where it is told to."""
+
+    def build(device: str | torch.device, config: JudgeConfig) -> Reward:
+        chosen = {} if config.model is None else {"model": config.model}
+        return _found(module, name)(device=device, **chosen)
+
+    return build
+
+
+def _found(module: str, name: str) -> Callable[..., Reward]:
+    return getattr(import_module(f"flowopd.rewards.{module}"), name)
 
 
 REWARDS: dict[str, Builder] = {
@@ -43,7 +58,7 @@ def check_reward(name: str) -> None:
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
 
 
-def make_reward(name: str, device: str | torch.device = "cpu") -> Reward:
+def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:
     """A reward, ready to score, its nets on `device`. Raises ConfigError for a name that is not in REWARDS."""
     check_reward(name)
-    return REWARDS[name](device)
+    return REWARDS[name](device, config or JudgeConfig())

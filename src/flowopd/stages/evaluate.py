@@ -21,7 +21,7 @@ from flowopd.results import (
     gap_closed,
     replace_text,
 )
-from flowopd.rewards import Reward, Scores, make_reward
+from flowopd.rewards import Reward, Scores
 from flowopd.session import Session
 from flowopd.stages.sample import available_models, draw_pictures, evaluation_prompts, repeated
 from flowopd.tracking import Tracker
@@ -35,7 +35,7 @@ def evaluate(session: Session) -> Results:
     Raises ConfigError if the recipe has no `evaluate`, or names a model that there is not.
     """
     config = _config(session)
-    judges = {name: make_reward(metric.reward, session.model.device) for name, metric in config.metrics.items()}
+    judges = {name: session.judge(metric.reward) for name, metric in config.metrics.items()}
     prompts = evaluation_prompts(session, config)
     models = available_models(session, config.models)
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)

@@ -20,7 +20,7 @@ from flowopd.noise import seed_of
 from flowopd.objectives import group_advantages
 from flowopd.prompts import Prompt
 from flowopd.recipe import GrpoConfig
-from flowopd.rewards import Reward, make_reward
+from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
 from flowopd.stages.learners import LEARNERS, Place
 from flowopd.tracking import Tracker
@@ -36,7 +36,7 @@ def train_teacher(session: Session, name: str) -> Path:
     if teacher is None or teacher.train is None:
         raise ConfigError(f"the recipe does not train a teacher {name!r}; add teachers.{name}.train")
     config = teacher.train
-    reward = make_reward(config.reward, session.model.device)
+    reward = session.judge(config.reward)
     prompts = session.prompts(config.prompts, "train")
     conditioning = session.encode(prompts)
     session.create(name, config.adapter)
