@@ -204,7 +204,7 @@ def evaluate(
 @app.command()
 def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw. Repeatable.")],
-    model: Annotated[str, typer.Option(help="base, teacher:NAME, merge or student.")] = "student",
+    model: Annotated[str, typer.Option(help="base, teacher:NAME, merge or sft, grpo_mix or student.")] = "student",
     config: Config = None,
     sets: Sets = None,
     out: Out = Path("runs/demo"),

@@ -13,13 +13,14 @@ import torch
 
 from flowopd.errors import ConfigError
 from flowopd.lora_file import weights_file
-from flowopd.recipe import Recipe, make_recipe
+from flowopd.recipe import Recipe, RewardConfig, make_recipe
 from flowopd.results import Results, replace_text
 from flowopd.rewards.registry import check_reward
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
+from flowopd.stages.mix import train_mix
 from flowopd.stages.report import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
 from flowopd.stages.summary import write_summary
@@ -42,6 +43,8 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
             train_teacher(session, name)
     if recipe.coldstart is not None and not (out / "coldstart").exists():
         cold_start(session)
+    if recipe.grpo_mix is not None and not (out / "grpo_mix").exists():
+        train_mix(session)
     if recipe.distill is not None and not (out / "student").exists():
         distill(session)
     results = None
@@ -61,7 +64,8 @@ def check(session: Session) -> None:
     files that cannot be read and labels without a route.
     """
     recipe = session.recipe
-    trained = [teacher.train for teacher in recipe.teachers.values() if teacher.train is not None]
+    trained: list[RewardConfig] = [teacher.train for teacher in recipe.teachers.values() if teacher.train is not None]
+    trained += recipe.grpo_mix.tasks.values() if recipe.grpo_mix else ()
     metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
     for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics)]:
         check_reward(reward)
@@ -104,11 +108,22 @@ def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     return make_recipe(json.loads(manifest.read_text())["recipe"], overrides, str(manifest))
 
 
-TRAINING = ("base", "revision", "resolution", "seed", "prompts", "teachers", "routes", "coldstart", "distill")
+TRAINING = (
+    "base",
+    "revision",
+    "resolution",
+    "seed",
+    "prompts",
+    "teachers",
+    "routes",
+    "coldstart",
+    "grpo_mix",
+    "distill",
+)
 """The parts of a recipe that its trained models depend on; the others may change between two calls."""
 
 
-MODELS = ("teachers", "coldstart", "student", "checkpoints")
+MODELS = ("teachers", "coldstart", "grpo_mix", "student", "checkpoints")
 """What training leaves in a run's folder: while there is none of it, the folder may change its recipe."""
 
 

@@ -42,12 +42,17 @@ class PromptFiles(Strict):
     rewritten: str | None = None
 
 
-class GrpoConfig(Strict):
-    """How an expert is trained by Flow-GRPO (2505.05470) on one reward."""
+class RewardConfig(Strict):
+    """What a policy is rewarded for, and on whose prompts."""
 
     reward: str
     prompts: str = Field(description="the label whose training prompts are used")
     detail: str | None = Field(None, description="train on this detail of the reward instead of its value")
+
+
+class PolicyConfig(Strict):
+    """How a policy is trained on rewards by Flow-GRPO (2505.05470)."""
+
     loss: Literal["transitions", "matching"] = Field(
         "transitions", description="PPO on transitions (Flow-GRPO), or advantage-weighted matching (2509.25050)"
     )
@@ -61,6 +66,29 @@ class GrpoConfig(Strict):
     sampling: SamplingConfig = SamplingConfig(sampler="sde", window=3)
     adapter: AdapterConfig = AdapterConfig()
     optim: TrainConfig = TrainConfig()
+
+
+class GrpoConfig(RewardConfig, PolicyConfig):
+    """How an expert is trained: on one reward."""
+
+
+class TaskConfig(RewardConfig):
+    """One of several rewards; an update takes its prompts in proportion to the shares."""
+
+    share: float = Field(1.0, gt=0)
+
+
+class MixConfig(PolicyConfig):
+    """GRPO-Mix, the baseline: one policy trained on several rewards at once."""
+
+    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    start: Literal["base", "coldstart"] = "base"
+
+    @model_validator(mode="after")
+    def _room_for_all(self) -> MixConfig:
+        if self.prompts_per_update < len(self.tasks):
+            raise ValueError(f"{self.prompts_per_update} prompts_per_update cannot serve {len(self.tasks)} tasks")
+        return self
 
 
 class TeacherConfig(Strict):
@@ -173,6 +201,7 @@ class Recipe(Strict):
     teachers: dict[str, TeacherConfig] = {}
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
     coldstart: MergeConfig | SftConfig | None = Field(None, discriminator="kind")
+    grpo_mix: MixConfig | None = None
     distill: DistillConfig | None = None
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     evaluate: EvaluateConfig | None = None

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flowopd.errors import DataError
 
-BASE, MERGE, STUDENT, TEACHER = "base", "merge", "student", "teacher:"
+BASE, MERGE, SFT, GRPO_MIX, STUDENT, TEACHER = "base", "merge", "sft", "grpo_mix", "student", "teacher:"
 """Names of models in a record; a teacher's own name follows `teacher:`."""
 
 AVERAGE = "average"

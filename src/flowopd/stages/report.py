@@ -21,7 +21,18 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from flowopd.errors import DataError
-from flowopd.results import AVERAGE, BASE, MERGE, STUDENT, TEACHER, Estimate, Results, replace_text
+from flowopd.results import (
+    AVERAGE,
+    BASE,
+    GRPO_MIX,
+    MERGE,
+    SFT,
+    STUDENT,
+    TEACHER,
+    Estimate,
+    Results,
+    replace_text,
+)
 from flowopd.stages import figures
 from flowopd.stages.figures import Curve
 
@@ -145,7 +156,7 @@ def title(model: str) -> str:
 
 
 def rivals(results: Results) -> list[Rival]:
-    """What the student's average is held against: its best teacher and the merge, if evaluated."""
+    """What the student's average is held against: its best teacher, its start and GRPO-Mix, if evaluated."""
     averages = {model: row[AVERAGE] for model, row in results.models.items() if AVERAGE in row}
     student = averages.get(STUDENT)
     if student is None:
@@ -153,7 +164,7 @@ def rivals(results: Results) -> list[Rival]:
     teachers = [model for model in averages if model.startswith(TEACHER)]
     strongest = sorted(teachers, key=lambda model: -averages[model].mean)[:1]
     titles = {model: f"its best teacher, {model.removeprefix(TEACHER)}" for model in strongest}
-    titles[MERGE] = "the merge alone"
+    titles |= {MERGE: "the merge alone", SFT: "the fine-tuned start alone", GRPO_MIX: "GRPO-Mix"}
     return [
         Rival(name, averages[model], _standing(student, averages[model]))
         for model, name in titles.items()

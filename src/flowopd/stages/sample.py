@@ -14,27 +14,33 @@ from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.prompts import Prompt
 from flowopd.recipe import EvaluateConfig
-from flowopd.results import BASE, MERGE, STUDENT, TEACHER, replace_text
+from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, replace_text
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session
 from flowopd.velocity import VelocityField
 
-FOLDERS = {MERGE: "coldstart", STUDENT: "student"}
-"""Where a run keeps the adapters of its own models."""
+FOLDERS = {MERGE: "coldstart", SFT: "coldstart", GRPO_MIX: "grpo_mix", STUDENT: "student"}
+"""Where a run keeps the adapters of its own models; what lies in `coldstart` goes by the name of its kind."""
 
 
 def available_models(session: Session, wanted: Sequence[str] | None = None) -> list[str]:
-    """`base`, `teacher:NAME`, `merge` and `student`, as far as their adapters exist, or those of them wanted.
+    """`base`, `teacher:NAME`, `merge` or `sft`, `grpo_mix` and `student`, as far as they exist, or those wanted.
 
     Raises ConfigError for a wanted one that does not exist.
     """
     folders = {f"{TEACHER}{name}": session.teacher_folder(name) for name in session.recipe.teachers}
-    folders |= {model: session.out / folder for model, folder in FOLDERS.items()}
+    folders |= {model: session.out / folder for model, folder in FOLDERS.items() if model != _other_start(session)}
     there = [BASE, *(model for model, folder in folders.items() if folder.exists())]
     missing = [model for model in wanted or () if model not in there]
     if missing:
         raise ConfigError(f"there is no model {missing[0]!r} here; there are: {', '.join(there)}")
     return list(wanted) if wanted else there
+
+
+def _other_start(session: Session) -> str:
+    """The kind of cold start that this run does not have."""
+    start = session.recipe.coldstart
+    return MERGE if start is not None and start.kind == SFT else SFT
 
 
 def model_field(session: Session, model: str, guidance: float, conditioning: Conditioning) -> VelocityField:

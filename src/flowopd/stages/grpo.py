@@ -1,0 +1,127 @@
+"""A policy trained on rewards (Flow-GRPO, 2505.05470): groups of images of a prompt, judged, the better made likelier.
+
+What `likelier` means, and so how images are drawn, is the learner's: see `flowopd.stages.learners`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowopd.checkpoint import Checkpoints
+from flowopd.conditioning import Conditioning
+from flowopd.lora_file import LoraFile, write_lora
+from flowopd.noise import seed_of
+from flowopd.objectives import group_advantages
+from flowopd.prompts import Prompt
+from flowopd.recipe import PolicyConfig, TaskConfig
+from flowopd.rewards import Reward
+from flowopd.session import BASE, Session
+from flowopd.stages.learners import LEARNERS, Place
+from flowopd.tracking import Tracker
+from flowopd.train import Trainer
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is trained: an adapter's name, the stage it is logged as, its folder in the run, and on which tasks."""
+
+    name: str
+    stage: str
+    folder: str
+    config: PolicyConfig
+    tasks: Sequence[TaskConfig]
+
+
+def train_policy(session: Session, policy: Policy, identity: Mapping[str, object], start: LoraFile | None) -> Path:
+    """Train the adapter of a policy, from `start` if given; returns its folder.
+
+    `identity` is what the adapter depends on besides the base and the seed. Raises ConfigError for an unknown reward,
+    or a label without training prompts.
+    """
+    tasks = [Task(session.judge(task.reward), task, session.prompts(task.prompts, "train")) for task in policy.tasks]
+    conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
+    session.create(policy.name, policy.config.adapter, start)
+    trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
+    session.adapters.check_trainable(trainer.parameters, policy.name)
+    fixed = session.recipe.model_dump(mode="json", include={"base", "revision", "resolution", "seed"})
+    fixed |= {"sha256": session.hashes([])}
+    checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**fixed, **identity})
+    with session.adapters.using(policy.name):
+        update = _Update(session, policy, tasks, conditioning)
+        trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)
+    folder = session.out / policy.folder
+    write_lora(folder, session.adapters.lora(policy.name), session.recipe.base)
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One reward, ready to judge, and the prompts that it is given for."""
+
+    reward: Reward
+    config: TaskConfig
+    prompts: Sequence[Prompt]
+
+    def judge(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards (B,) of pictures (B, H, W, 3)."""
+        scores = self.reward(pictures, prompts)
+        values = scores.details[self.config.detail] if self.config.detail else scores.value
+        return torch.from_numpy(np.asarray(values, np.float32))
+
+
+class _Update:
+    """One update, a function of the seed and the step alone."""
+
+    def __init__(self, session: Session, policy: Policy, tasks: Sequence[Task], conditioning: Conditioning) -> None:
+        self.session, self.config, self.tasks = session, policy.config, tasks
+        self.counts = apportioned(self.config.prompts_per_update, [task.config.share for task in tasks])
+        guidance = self.config.sampling.guidance
+        trained, reference = (session.field(model, guidance, conditioning) for model in (policy.name, BASE))
+        place = Place(session.model.grid(self.config.sampling.steps), session.latent_shape(), session.recipe.seed)
+        self.learner = LEARNERS[self.config.loss](trained, reference, place, self.config, conditioning)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        chosen = [self._choose(task, count, step) for task, count in zip(self.tasks, self.counts, strict=True)]
+        drawn = self.learner.draw(step, [prompt for part in chosen for prompt in part])
+        parts = drawn.latents.split([len(part) * self.config.group for part in chosen])
+        judged = [self._judge(*task) for task in zip(self.tasks, parts, chosen, strict=True)]
+        rewards = torch.cat(judged)
+        metrics = self.learner.learn(drawn, group_advantages(rewards, self.config.group).to(drawn.latents.device))
+        grouped = rewards.reshape(-1, self.config.group)
+        by_label = {
+            f"reward/{task.config.prompts}": float(part.mean()) for task, part in zip(self.tasks, judged, strict=True)
+        }
+        return metrics | {
+            "reward": float(rewards.mean()),
+            **(by_label if len(self.tasks) > 1 else {}),
+            "reward_spread": float(grouped.std(1).mean()),
+            "flat_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()),
+        }
+
+    def _judge(self, task: Task, latents: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        parts = latents.split(self.config.micro_batch)
+        pictures = np.concatenate([self.session.model.decode(part) for part in parts])
+        return task.judge(pictures, [prompt for prompt in prompts for _ in range(self.config.group)])
+
+    def _choose(self, task: Task, count: int, step: int) -> list[Prompt]:
+        """The task's prompts of this update, all different."""
+        rng = np.random.default_rng(seed_of(self.session.recipe.seed, "prompts", step))
+        chosen = rng.choice(len(task.prompts), min(count, len(task.prompts)), replace=False)
+        return [task.prompts[i] for i in chosen]
+
+
+def apportioned(total: int, shares: Sequence[float]) -> list[int]:
+    """`total` things given out in proportion to the shares, each at least one, by largest remainders."""
+    free = total - len(shares)
+    exact = [free * share / sum(shares) for share in shares]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: free - sum(counts)]:
+        counts[i] += 1
+    return [1 + count for count in counts]

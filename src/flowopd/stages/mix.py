@@ -1,0 +1,33 @@
+"""GRPO-Mix, the baseline of Flow-OPD (2605.08063): one policy trained on all rewards at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowopd.errors import ConfigError
+from flowopd.lora_file import read_lora, sha256_of
+from flowopd.results import GRPO_MIX
+from flowopd.session import Session
+from flowopd.stages.grpo import Policy, train_policy
+
+
+def train_mix(session: Session) -> Path:
+    """Train the recipe's `grpo_mix`, from the base or the cold start; returns its adapter's folder, OUT/grpo_mix.
+
+    Raises ConfigError if the recipe has none, or names an unknown reward or label.
+    """
+    config = session.recipe.grpo_mix
+    if config is None:
+        raise ConfigError("the recipe has no `grpo_mix`; add its tasks")
+    tasks = list(config.tasks.values())
+    for task in tasks:
+        session.prompts(task.prompts, "train")
+    started = session.out / "coldstart" if config.start == "coldstart" else None
+    hashes = session.prompt_hashes()
+    identity = {
+        "grpo_mix": config.model_dump(mode="json"),
+        "sha256_prompts": {task.prompts: hashes[f"{task.prompts}.train"] for task in tasks},
+        "sha256_coldstart": sha256_of(started) if started else None,
+    }
+    policy = Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, tasks)
+    return train_policy(session, policy, identity, read_lora(started) if started else None)
