@@ -329,7 +329,9 @@ def _table(results: Results) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    from flowopd.processes import is_main
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE, quiet=not is_main())
     table = Table(title="mean ± half of the 95 % interval")
     table.add_column("model")
     for metric in results.metrics:
@@ -346,9 +348,12 @@ def _table(results: Results) -> None:
 
 
 def _done(path: Path, following: str) -> None:
-    """The result on standard output, a hint on standard error."""
-    typer.echo(path)
-    typer.echo(f"next: {following}", err=True)
+    """The result on standard output, a hint on standard error; of several processes the main one speaks."""
+    from flowopd.processes import is_main
+
+    if is_main():
+        typer.echo(path)
+        typer.echo(f"next: {following}", err=True)
 
 
 def main() -> None:

@@ -34,20 +34,37 @@ class Conditioning:
         return self([NULL])
 
 
-def encode_all(model: Model, texts: Iterable[str], cache: Path) -> Conditioning:
-    """Encode every distinct prompt, and the empty one, that the cache does not hold; then let the encoders go."""
-    distinct = list(dict.fromkeys([NULL, *texts]))
-    fingerprint = model.source.fingerprint()
-    files = {text: cache / _name(fingerprint, str(model.dtype), text) for text in distinct}
-    missing = [text for text in distinct if not files[text].exists()]
-    for start in range(0, len(missing), BATCH):
-        part = missing[start : start + BATCH]
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Every different prompt once, the empty one first."""
+    return list(dict.fromkeys([NULL, *texts]))
+
+
+def missing(model: Model, texts: Sequence[str], cache: Path) -> list[str]:
+    """Those of the prompts that the cache does not hold."""
+    return [text for text, file in _files(model, texts, cache).items() if not file.exists()]
+
+
+def encode(model: Model, texts: Sequence[str], cache: Path) -> None:
+    """Encode these prompts into the cache, then let the encoders go."""
+    files = _files(model, texts, cache)
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
         encoded = model.encode(part)
         for i, text in enumerate(part):
             _keep(files[text], encoded.rows([i]))
     model.free_encoders()
-    table = Condition.cat(*(Condition(load_file(files[text])) for text in distinct))
-    return Conditioning({text: i for i, text in enumerate(distinct)}, table, model.device)
+
+
+def read(model: Model, texts: Sequence[str], cache: Path) -> Conditioning:
+    """The conditioning of prompts that the cache holds."""
+    table = Condition.cat(*(Condition(load_file(file)) for file in _files(model, texts, cache).values()))
+    return Conditioning({text: i for i, text in enumerate(texts)}, table, model.device)
+
+
+def _files(model: Model, texts: Sequence[str], cache: Path) -> dict[str, Path]:
+    """Where each prompt's conditioning lies: a name made of the base's files, the dtype and the text."""
+    fingerprint = model.source.fingerprint()
+    return {text: cache / _name(fingerprint, str(model.dtype), text) for text in texts}
 
 
 def _name(*parts: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from flowopd.errors import ConfigError
 from flowopd.lora_file import weights_file
+from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import Recipe, RewardConfig, make_recipe
 from flowopd.results import Results, replace_text
 from flowopd.rewards.registry import check_reward
@@ -39,22 +40,26 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
     check(session)
     out = session.out
     for name, teacher in recipe.teachers.items():
-        if teacher.train is not None and not (out / "teachers" / name).exists():
+        if teacher.train is not None and _missing(out / "teachers" / name):
             train_teacher(session, name)
-    if recipe.coldstart is not None and not (out / "coldstart").exists():
+    if recipe.coldstart is not None and _missing(out / "coldstart"):
         cold_start(session)
-    if recipe.grpo_mix is not None and not (out / "grpo_mix").exists():
+    if recipe.grpo_mix is not None and _missing(out / "grpo_mix"):
         train_mix(session)
-    if recipe.distill is not None and not (out / "student").exists():
+    if recipe.distill is not None and _missing(out / "student"):
         distill(session)
     results = None
     if recipe.evaluate is not None:
         results = evaluate(session)
         draw_wall(session, recipe.evaluate)
-        write_report(out)
-        write_summary(out)
-    _write_manifest(session)
+        only_main(lambda: (write_report(out), write_summary(out)))
+    only_main(lambda: _write_manifest(session))
     return results
+
+
+def _missing(folder: Path) -> bool:
+    """Whether a stage is still to be run, as all processes see it."""
+    return agreed(lambda: not folder.exists())
 
 
 def check(session: Session) -> None:
@@ -86,18 +91,23 @@ def open_run(recipe: Recipe, out: str | Path) -> Session:
     Raises ConfigError if the folder holds something else, or a run of another recipe, and says what differs.
     """
     out = Path(out)
-    manifest = out / MANIFEST
-    mine = recipe.model_dump(mode="json")
+    session = Session(recipe, out)
+    with one_by_one():
+        _claim(session)
+    return session
+
+
+def _claim(session: Session) -> None:
+    """Refuse a folder that is not this run's, and write the manifest into one that is free."""
+    out, manifest = session.out, session.out / MANIFEST
     if manifest.exists():
-        _refuse_another(manifest, mine)
+        _refuse_another(manifest, session.recipe.model_dump(mode="json"))
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         state = "not empty" if out.is_dir() else "no folder"
         raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
-    session = Session(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
-    if not _trained(out):
+    if is_main() and not _trained(out):
         _write_manifest(session)
-    return session
 
 
 def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:

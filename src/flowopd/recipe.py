@@ -121,6 +121,7 @@ class SftConfig(Strict):
     kind: Literal["sft"] = "sft"
     images: int = Field(512, ge=1, description="images in all, shared evenly by the experts")
     batch: int = Field(32, ge=1)
+    micro_batch: int = Field(32, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     optim: TrainConfig = TrainConfig(updates=100)
 

@@ -79,7 +79,6 @@ def draw_latents(
     shape: Sequence[int],
     size: int = 32,
 ) -> Tensor:
-    """Latents (B, *shape) of a batch, at most `size` samples at a time."""
-    return torch.cat(
-        [sample(field, dynamics, part.start(shape), grid, part.cond, part.noise) for part in batch.split(size)]
-    )
+    """Latents (B, *shape) of a batch, maybe an empty one, at most `size` samples at a time."""
+    parts = [sample(field, dynamics, part.start(shape), grid, part.cond, part.noise) for part in batch.split(size)]
+    return torch.cat(parts) if parts else torch.empty(0, *shape, device=batch.device)

@@ -8,14 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
+from flowopd import conditioning
 from flowopd.adapters import Adapters
-from flowopd.conditioning import Conditioning, encode_all
+from flowopd.conditioning import Conditioning
 from flowopd.errors import ConfigError
 from flowopd.hub import fetched_folder, located
 from flowopd.lora_file import LoraFile, sha256_of
 from flowopd.models import Model, open_model
+from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import Prompt, read_prompts
 from flowopd.recipe import AdapterConfig, Recipe
 from flowopd.rewards import Reward, make_reward
@@ -31,7 +32,7 @@ class Session:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        device = recipe.device or PartialState().device
+        device = recipe.device or state().device
         self.model: Model = open_model(
             recipe.base, revision=recipe.revision, device=device, dtype=getattr(torch, recipe.dtype)
         )
@@ -55,8 +56,13 @@ class Session:
         return read_prompts(located(path), label)
 
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
-        """The conditioning of these prompts, from the run's cache where it holds them."""
-        return encode_all(self.model, [prompt.text for prompt in prompts], self.out / "cache")
+        """The conditioning of these prompts, each encoded once, by one of the processes, into the run's cache."""
+        texts, cache = conditioning.distinct(prompt.text for prompt in prompts), self.out / "cache"
+        new = conditioning.missing(self.model, texts, cache)
+        wait()
+        conditioning.encode(self.model, new[own_rows(len(new), conditioning.BATCH)], cache)
+        wait()
+        return conditioning.read(self.model, texts, cache)
 
     def judge(self, name: str) -> Reward:
         """A reward, made as the recipe's `judges` say. Raises ConfigError for an unknown one."""

@@ -19,17 +19,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flowopd.processes import is_main
+
 console = Console(stderr=True)
 
 
 class Tracker:
-    """One stage's rows in `metrics.jsonl`, one JSON object a step, and its bar on the terminal."""
+    """One stage's rows in `metrics.jsonl`, one JSON object a step, and its bar on the terminal.
+
+    Of several processes the main one alone writes and shows.
+    """
 
     def __init__(self, run: Path, stage: str, total: int) -> None:
-        self.stage, self.total = stage, total
+        self.stage, self.total, self._writes = stage, total, is_main()
         run.mkdir(parents=True, exist_ok=True)
         self._file = run / "metrics.jsonl"
-        self._board = _board(run / "tensorboard" / stage.replace(":", "-"))
+        self._board = _board(run / "tensorboard" / stage.replace(":", "-")) if self._writes else None
         self._start = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -40,6 +45,7 @@ class Tracker:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
+            disable=not self._writes,
         )
 
     def __enter__(self) -> Tracker:
@@ -57,7 +63,7 @@ class Tracker:
     def rewind(self, step: int) -> None:
         """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped."""
         self._progress.update(self._task, completed=step)
-        if not self._file.exists():
+        if not (self._writes and self._file.exists()):
             return
         rows = [line for line in self._file.read_text().splitlines() if line]
         kept = [line for line in rows if not self._repeats(json.loads(line), step)]
@@ -76,8 +82,9 @@ class Tracker:
             "seconds": round(time.monotonic() - self._start, 3),
             **metrics,
         }
-        with self._file.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        if self._writes:
+            with self._file.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)

@@ -12,10 +12,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.errors import NumericsError
+from flowopd.processes import is_main, sum_gradients
 from flowopd.tracking import Tracker
 
 Update = Callable[[int], Mapping[str, Tensor]]
-"""Leaves the gradient of update `step` in the parameters and returns its metrics, scalars."""
+"""Leaves this process's share of the gradient of update `step` in the parameters; returns the metrics, scalars."""
 
 
 class TrainConfig(BaseModel):
@@ -73,11 +74,13 @@ class Trainer:
             for step in range(start, self.config.updates):
                 metrics = {**update(step), "grad_norm": self._step(step)}
                 tracker.log(step, {name: float(value) for name, value in metrics.items()}, _note(metrics))
-                if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.updates:
+                due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.updates
+                if due and is_main():
                     checkpoints.save(step + 1, self._state())
         self.average.copy_to(self.parameters)
 
     def _step(self, step: int) -> Tensor:
+        sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise NumericsError(f"the gradient of update {step} is not finite; weights kept, lower the learning rate")

@@ -30,6 +30,7 @@ MATHS = (
 )
 PARTS = ("hub", "models", "lora_file", "merge", "adapters", "conditioning", "prompts", "mini", "rewards")
 RUNNING = (
+    "processes",
     "sampling",
     "step",
     "checkpoint",

@@ -153,7 +153,7 @@ def finished(world, tmp_path_factory):
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distilling():
     """The settings of a short distillation, with changes."""
     return quick

@@ -15,6 +15,7 @@ from flowopd.lora_file import read_lora, write_lora
 from flowopd.merge import merge
 from flowopd.noise import seed_of
 from flowopd.objectives import FlowMatching
+from flowopd.processes import only_main, own_rows, whole
 from flowopd.recipe import DistillConfig, MergeConfig, SftConfig
 from flowopd.sampling import Batch, draw_latents
 from flowopd.schedule import logit_normal
@@ -46,9 +47,13 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
     loras = {name: read_lora(session.teacher_folder(name)) for name in session.recipe.teachers}
     merged = merge(loras, config.weights, config.rank)
     folder = session.out / STARTED
-    write_lora(folder, merged.lora, session.recipe.base)
     facts = {"relative_error": merged.relative_error, "interference": merged.interference.as_dict()}
-    (folder / "merge.json").write_text(json.dumps(facts, indent=1))
+
+    def keep() -> None:
+        write_lora(folder, merged.lora, session.recipe.base)
+        (folder / "merge.json").write_text(json.dumps(facts, indent=1))
+
+    only_main(keep)
     return folder
 
 
@@ -68,18 +73,24 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
 
     def update(step: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed_of(session.recipe.seed, "sft", step))
-        rows = torch.randint(len(latents), (config.batch,), generator=generator)
-        t = logit_normal(config.batch, generator).to(latents.device)
-        eps = torch.randn((config.batch, *latents.shape[1:]), generator=generator).to(latents.device)
-        loss, _ = FlowMatching()(field, latents[rows], cond.rows(rows), t, eps)
-        loss.mean().backward()
-        return {"loss": float(loss.detach().mean())}
+        drawn = torch.randint(len(latents), (config.batch,), generator=generator)
+        t = logit_normal(config.batch, generator)
+        eps = torch.randn((config.batch, *latents.shape[1:]), generator=generator)
+        rows, losses = own_rows(config.batch), [torch.empty(0)]
+        for part in torch.arange(config.batch)[rows].split(config.micro_batch):
+            if len(part):
+                x0, here = latents[drawn[part]], cond.rows(drawn[part])
+                loss, _ = FlowMatching()(field, x0, here, t[part].to(x0.device), eps[part].to(x0.device))
+                (loss.sum() / config.batch).backward()
+                losses.append(loss.detach().cpu())
+        return {"loss": float(whole(torch.cat(losses), rows, config.batch).mean())}
 
     with session.adapters.using(STARTED):
         checkpoints = Checkpoints(session.out / "checkpoints" / "sft", identity)
         trainer.run(update, Tracker(session.out, "sft", config.optim.updates), checkpoints)
-    write_lora(session.out / STARTED, session.adapters.lora(STARTED), session.recipe.base)
-    return session.out / STARTED
+    folder = session.out / STARTED
+    only_main(lambda: write_lora(folder, session.adapters.lora(STARTED), session.recipe.base))
+    return folder
 
 
 def _expert_samples(session: Session, config: SftConfig) -> tuple[Tensor, Condition]:
@@ -90,15 +101,17 @@ def _expert_samples(session: Session, config: SftConfig) -> tuple[Tensor, Condit
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
     sampling = config.sampling
     each = -(-config.images // len(routes))
+    grid, shape = session.model.grid(sampling.steps), session.latent_shape()
     parts = []
     for label, teacher in routes.items():
         rng = np.random.default_rng(seed_of(session.recipe.seed, "sft", label))
         texts = [prompts[label][i].text for i in rng.integers(0, len(prompts[label]), each)]
         seeds = tuple(seed_of(session.recipe.seed, "sft", label, i) for i in range(each))
         field = session.field(teacher, session.guidance(teacher, sampling.guidance), conditioning)
-        batch = Batch(conditioning(texts), seeds)
-        grid, shape = session.model.grid(sampling.steps), session.latent_shape()
-        parts.append((draw_latents(field, sampling.dynamics(), grid, batch, shape), batch.cond))
+        rows, cond = own_rows(each, config.micro_batch), conditioning(texts)
+        batch = Batch(cond.rows(rows), seeds[rows])
+        latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, config.micro_batch)
+        parts.append((whole(latents, rows, each).to(session.model.device), cond))
     return torch.cat([latents for latents, _ in parts]), Condition.cat(*(cond for _, cond in parts))
 
 

@@ -17,6 +17,7 @@ from flowopd.lora_file import LoraFile, read_lora, sha256_of, write_diffusers_lo
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
+from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
 from flowopd.recipe import DistillConfig, QueryConfig
@@ -52,13 +53,16 @@ def distill(session: Session) -> Path:
     with session.adapters.using(STUDENT):
         trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
     student = session.adapters.lora(STUDENT)
-    write_diffusers_lora(session.out / STUDENT, student)
-    write_lora(session.out / STUDENT, student, session.recipe.base)
-    return session.out / STUDENT
+    folder = session.out / STUDENT
+    only_main(lambda: (write_diffusers_lora(folder, student), write_lora(folder, student, session.recipe.base)))
+    return folder
 
 
 class _Update:
-    """One update: prompts of every label together, a function of the seed and the step alone."""
+    """One update: prompts of every label together, a function of the seed and the step alone.
+
+    Of several processes each takes its own rows of the batch.
+    """
 
     def __init__(
         self,
@@ -78,18 +82,20 @@ class _Update:
         chosen = [prompt for label in self.prompts for prompt in self._choose(label, step)]
         labels = [prompt.label for prompt in chosen]
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen]), seeds)
-        routes = self.router(labels).to(batch.device)
+        rows = own_rows(len(chosen))
+        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
+        routes = self.router(labels)[rows].to(batch.device)
         queries = self.query.draw(
             len(self.distillation.grid) - 1,
             torch.Generator().manual_seed(seed_of(self.seed, "queries", step)),
         )
         size = self.config.micro_batch
         gaps = [
-            distill_step(self.distillation, part, rows, queries, self.shape, share=len(part) / len(batch))
-            for part, rows in zip(batch.split(size), routes.split(size), strict=True)
+            distill_step(self.distillation, part, route, queries, self.shape, share=len(part) / len(chosen))
+            for part, route in zip(batch.split(size), routes.split(size), strict=True)
         ]
-        return _metrics(torch.cat(gaps, 2), labels)
+        own = torch.cat(gaps, 2) if gaps else torch.empty(2, len(self.distillation.grid) - 1, 0)
+        return _metrics(whole(own, rows, len(chosen), dim=2), labels)
 
     def _choose(self, label: str, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))

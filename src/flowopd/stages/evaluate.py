@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import numpy as np
+import torch
 
 from flowopd.errors import ConfigError
+from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.recipe import EvaluateConfig, MetricConfig
 from flowopd.results import (
@@ -21,7 +23,7 @@ from flowopd.results import (
     gap_closed,
     replace_text,
 )
-from flowopd.rewards import Reward, Scores
+from flowopd.rewards import Reward
 from flowopd.session import Session
 from flowopd.stages.sample import available_models, draw_pictures, evaluation_prompts, repeated
 from flowopd.tracking import Tracker
@@ -45,18 +47,23 @@ def evaluate(session: Session) -> Results:
         tracker.rewind(0)
         for i, model in enumerate(models):
             pictures = {
-                label: draw_pictures(session, model, group, config, conditioning) for label, group in prompts.items()
+                label: draw_pictures(session, model, group, config, conditioning, own_pictures(group, config))
+                for label, group in prompts.items()
             }
             judged = {
                 name: _judge(judges[name], metric, pictures, prompts, config) for name, metric in config.metrics.items()
             }
-            scores[model] = {name: _per_prompt(score, config).tolist() for name, score in judged.items()}
+            scores[model] = {name: values.tolist() for name, values in judged.items()}
             estimates[model] = _estimates(config, prompts, judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
-    replace_text(session.out / PER_PROMPT, json.dumps(scores))
     results = Results(settings=_settings(session, config, models), models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
-    results.save(session.out / RESULTS)
+
+    def keep() -> None:
+        replace_text(session.out / PER_PROMPT, json.dumps(scores))
+        results.save(session.out / RESULTS)
+
+    only_main(keep)
     return results
 
 
@@ -66,9 +73,21 @@ def _judge(
     pictures: Mapping[str, np.ndarray],
     prompts: Mapping[str, Sequence[Prompt]],
     config: EvaluateConfig,
-) -> Scores:
-    """The scores of a metric's pictures, each beside its own prompt."""
-    return judge(pictures[metric.prompts], repeated(prompts[metric.prompts], config.images_per_prompt))
+) -> np.ndarray:
+    """A metric's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
+    many, rows = (
+        repeated(prompts[metric.prompts], config.images_per_prompt),
+        own_pictures(prompts[metric.prompts], config),
+    )
+    own = judge(pictures[metric.prompts], many[rows]).value if many[rows] else np.empty(0)
+    values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
+    return values.reshape(-1, config.images_per_prompt).mean(1)
+
+
+def own_pictures(prompts: Sequence[Prompt], config: EvaluateConfig) -> slice:
+    """This process's share of a label's pictures, in whole micro-batches: which pictures are drawn together, and so
+    their every bit, does not depend on the number of processes."""
+    return own_rows(len(prompts) * config.images_per_prompt, config.micro_batch)
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
@@ -84,10 +103,9 @@ def _config(session: Session) -> EvaluateConfig:
 
 
 def _estimates(
-    config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], judged: Mapping[str, Scores]
+    config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Mapping[str, np.ndarray]
 ) -> dict[str, Estimate]:
     """Every metric's estimate, and `average` over those that are not held out."""
-    values = {name: _per_prompt(score, config) for name, score in judged.items()}
     groups = {name: _groups(metric, prompts[metric.prompts]) for name, metric in config.metrics.items()}
     row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
     counted = [name for name, metric in config.metrics.items() if not metric.held_out]
@@ -95,10 +113,6 @@ def _estimates(
     share = {f"{name}/{group}": 1 / len(set(groups[name])) for name in counted for group in groups[name]}
     every = np.concatenate([values[name] for name in counted])
     return row | {AVERAGE: bootstrap_grouped(every, joint, weights=share)}
-
-
-def _per_prompt(scores: Scores, config: EvaluateConfig) -> np.ndarray:
-    return scores.value.reshape(-1, config.images_per_prompt).mean(1)
 
 
 def _groups(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:

@@ -18,11 +18,12 @@ from flowopd.conditioning import Conditioning
 from flowopd.lora_file import LoraFile, write_lora
 from flowopd.noise import seed_of
 from flowopd.objectives import group_advantages
+from flowopd.processes import only_main, sum_metrics, whole
 from flowopd.prompts import Prompt
 from flowopd.recipe import PolicyConfig, TaskConfig
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
-from flowopd.stages.learners import LEARNERS, Place
+from flowopd.stages.learners import LEARNERS, Drawn, Place
 from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 
@@ -56,7 +57,7 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
         update = _Update(session, policy, tasks, conditioning)
         trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)
     folder = session.out / policy.folder
-    write_lora(folder, session.adapters.lora(policy.name), session.recipe.base)
+    only_main(lambda: write_lora(folder, session.adapters.lora(policy.name), session.recipe.base))
     return folder
 
 
@@ -80,7 +81,9 @@ class _Update:
 
     def __init__(self, session: Session, policy: Policy, tasks: Sequence[Task], conditioning: Conditioning) -> None:
         self.session, self.config, self.tasks = session, policy.config, tasks
-        self.counts = apportioned(self.config.prompts_per_update, [task.config.share for task in tasks])
+        shares = [task.config.share for task in tasks]
+        counts = apportioned(self.config.prompts_per_update, shares)
+        self.counts = [min(count, len(task.prompts)) for count, task in zip(counts, tasks, strict=True)]
         guidance = self.config.sampling.guidance
         trained, reference = (session.field(model, guidance, conditioning) for model in (policy.name, BASE))
         place = Place(session.model.grid(self.config.sampling.steps), session.latent_shape(), session.recipe.seed)
@@ -89,30 +92,39 @@ class _Update:
     def __call__(self, step: int) -> dict[str, float]:
         chosen = [self._choose(task, count, step) for task, count in zip(self.tasks, self.counts, strict=True)]
         drawn = self.learner.draw(step, [prompt for part in chosen for prompt in part])
-        parts = drawn.latents.split([len(part) * self.config.group for part in chosen])
-        judged = [self._judge(*task) for task in zip(self.tasks, parts, chosen, strict=True)]
-        rewards = torch.cat(judged)
-        metrics = self.learner.learn(drawn, group_advantages(rewards, self.config.group).to(drawn.latents.device))
+        rewards = self._judge(drawn, chosen)
+        advantages = group_advantages(rewards, self.config.group).to(drawn.latents.device)
+        return sum_metrics(self.learner.learn(drawn, advantages)) | self._told(rewards)
+
+    def _judge(self, drawn: Drawn, chosen: Sequence[Sequence[Prompt]]) -> Tensor:
+        """The rewards (B,) of all processes' images, each judged where it was drawn, for its own task."""
+        group, rows = self.config.group, drawn.rows
+        many = [prompt for part in chosen for prompt in part for _ in range(group)]
+        prompts, owner = many[rows], np.repeat(np.arange(len(self.tasks)), np.multiply(self.counts, group))[rows]
+        pictures = [self.session.model.decode(part) for part in drawn.latents.split(self.config.micro_batch)]
+        own = torch.empty(len(prompts))
+        for i, task in enumerate(self.tasks):
+            mine = np.flatnonzero(owner == i)
+            if len(mine):
+                own[mine] = task.judge(np.concatenate(pictures)[mine], [prompts[j] for j in mine])
+        return whole(own, rows, len(many))
+
+    def _told(self, rewards: Tensor) -> dict[str, float]:
+        """What is logged of the rewards (B,): all together, and each task's where there are several."""
         grouped = rewards.reshape(-1, self.config.group)
-        by_label = {
-            f"reward/{task.config.prompts}": float(part.mean()) for task, part in zip(self.tasks, judged, strict=True)
-        }
-        return metrics | {
+        by_task = zip(self.tasks, grouped.split(self.counts), strict=True)
+        by_label = {f"reward/{task.config.prompts}": float(part.mean()) for task, part in by_task}
+        return {
             "reward": float(rewards.mean()),
             **(by_label if len(self.tasks) > 1 else {}),
             "reward_spread": float(grouped.std(1).mean()),
             "flat_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()),
         }
 
-    def _judge(self, task: Task, latents: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        parts = latents.split(self.config.micro_batch)
-        pictures = np.concatenate([self.session.model.decode(part) for part in parts])
-        return task.judge(pictures, [prompt for prompt in prompts for _ in range(self.config.group)])
-
     def _choose(self, task: Task, count: int, step: int) -> list[Prompt]:
         """The task's prompts of this update, all different."""
         rng = np.random.default_rng(seed_of(self.session.recipe.seed, "prompts", step))
-        chosen = rng.choice(len(task.prompts), min(count, len(task.prompts)), replace=False)
+        chosen = rng.choice(len(task.prompts), count, replace=False)
         return [task.prompts[i] for i in chosen]
 
 

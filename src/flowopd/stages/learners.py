@@ -20,8 +20,9 @@ from torch import Tensor
 
 from flowopd.conditioning import Conditioning
 from flowopd.dynamics import Dynamics, Ode
-from flowopd.noise import seed_of
+from flowopd.noise import Noise, seed_of
 from flowopd.objectives import AdvantageMatching, Grpo
+from flowopd.processes import own_rows
 from flowopd.prompts import Prompt
 from flowopd.recipe import GrpoConfig
 from flowopd.rollout import record, replay
@@ -44,22 +45,26 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Drawn(Generic[Kept]):
-    """The images of an update: latents (B, C, H, W) in groups, the update, and what the learner kept of each part."""
+    """This process's images of an update: which rows of all B, latents (rows, C, H, W), what is kept of each part."""
 
     step: int
+    rows: slice
     latents: Tensor
     parts: Sequence[tuple[Batch, Kept]]
 
 
 class Learner(Protocol):
-    """Draws images for prompts, `group` of each in a row, and learns from their advantages (B,)."""
+    """Draws images for prompts, `group` of each in a row, and learns from their advantages (B,).
+
+    Of several processes each draws and learns from its own rows.
+    """
 
     def draw(self, step: int, prompts: Sequence[Prompt]) -> Drawn:
         """The images of update `step`."""
         ...
 
     def learn(self, drawn: Drawn, advantages: Tensor) -> dict[str, float]:
-        """Leaves the gradient in the policy's parameters; returns means of the loss's metrics."""
+        """Leaves its share of the gradient in the policy's parameters; returns its share of the loss's metrics."""
         ...
 
 
@@ -77,14 +82,24 @@ class _Learner:
         self.policy, self.reference, self.place, self.config = policy, reference, place, config
         self.conditioning = conditioning
 
-    def _batch(self, prompts: Sequence[Prompt], purpose: str, step: int) -> Batch:
-        seeds = tuple(seed_of(self.place.seed, purpose, step, i) for i in range(len(prompts)))
-        return Batch(self.conditioning([prompt.text for prompt in prompts]), seeds)
+    def _batch(self, prompts: Sequence[Prompt], purpose: str, step: int, rows: slice) -> Batch:
+        """These rows of a batch of prompts."""
+        seeds = tuple(seed_of(self.place.seed, purpose, step, i) for i in range(len(prompts))[rows])
+        return Batch(self.conditioning([prompt.text for prompt in prompts[rows]]), seeds)
 
-    def _grouped(self, prompts: Sequence[Prompt], step: int) -> list[Batch]:
-        """Micro-batches of each prompt `group` times in a row."""
+    def _grouped(self, prompts: Sequence[Prompt], step: int) -> tuple[slice, list[Batch]]:
+        """This process's rows of each prompt `group` times in a row, and their micro-batches."""
         chosen = [prompt for prompt in prompts for _ in range(self.config.group)]
-        return self._batch(chosen, "grpo", step).split(self.config.micro_batch)
+        rows = own_rows(len(chosen))
+        return rows, self._batch(chosen, "grpo", step, rows).split(self.config.micro_batch)
+
+    def _shares(self, drawn: Drawn, advantages: Tensor) -> Sequence[Tensor]:
+        """The advantages of each part of this process's rows."""
+        return advantages[drawn.rows].split(self.config.micro_batch)[: len(drawn.parts)]
+
+    def _none(self) -> Tensor:
+        """Latents of no image, for a process that has no rows."""
+        return torch.empty(0, *self.place.shape)
 
 
 class Transitions(_Learner):
@@ -94,16 +109,22 @@ class Transitions(_Learner):
     def draw(self, step: int, prompts: Sequence[Prompt]) -> Drawn[Trajectory]:
         """Rollouts that branch at the window."""
         start, dynamics = self._window(step)
-        parts = self._grouped(prompts, step)
-        roots = self._way_to(start, self._batch(prompts, "root", step))
-        branches = roots.repeat_interleave(self.config.group, 0).split(self.config.micro_batch)
+        rows, parts = self._grouped(prompts, step)
+        branches = self._branches(start, step, prompts, rows).split(self.config.micro_batch) if parts else ()
         times = self.place.grid[start:]
         walked = [
             record(self.policy, dynamics, x, times, part.cond, part.noise)
             for part, x in zip(parts, branches, strict=True)
         ]
-        latents = torch.cat([trajectory.final for trajectory in walked])
-        return Drawn(step, latents, list(zip(parts, walked, strict=True)))
+        latents = torch.cat([trajectory.final for trajectory in walked] or [self._none()])
+        return Drawn(step, rows, latents, list(zip(parts, walked, strict=True)))
+
+    def _branches(self, start: int, step: int, prompts: Sequence[Prompt], rows: slice) -> Tensor:
+        """The states (rows, C, H, W) at which the images of some rows leave their prompt's common way."""
+        group = self.config.group
+        first, last = rows.start // group, -(-rows.stop // group)
+        roots = self._way_to(start, self._batch(prompts, "root", step, slice(first, last)))
+        return roots.repeat_interleave(group, 0)[rows.start - first * group : rows.stop - first * group]
 
     def learn(self, drawn: Drawn[Trajectory], advantages: Tensor) -> dict[str, float]:
         """PPO on every stochastic transition."""
@@ -111,8 +132,7 @@ class Transitions(_Learner):
         times = self.place.grid[start:]
         trained = [i for i, one in enumerate(dynamics) if float(one.coefficients(times[i], times[i + 1]).std) > 0]
         totals: dict[str, float] = {}
-        shares = advantages.split(self.config.micro_batch)
-        for (part, walked), share in zip(drawn.parts, shares, strict=True):
+        for (part, walked), share in zip(drawn.parts, self._shares(drawn, advantages), strict=True):
             scale = len(part) / len(advantages) / len(trained)
             for i in trained:
                 loss, metrics = self._loss(part, walked, dynamics, i, share)
@@ -154,30 +174,32 @@ class Matching(_Learner):
     @torch.no_grad()
     def draw(self, step: int, prompts: Sequence[Prompt]) -> Drawn[Tensor]:
         """Plain samples, each from its own noise."""
-        sampling, parts = self.config.sampling, self._grouped(prompts, step)
+        sampling, (rows, parts) = self.config.sampling, self._grouped(prompts, step)
         size = self.config.micro_batch
         latents = [
             draw_latents(self.policy, sampling.dynamics(), self.place.grid, part, self.place.shape, size)
             for part in parts
         ]
-        return Drawn(step, torch.cat(latents), list(zip(parts, latents, strict=True)))
+        return Drawn(step, rows, torch.cat(latents or [self._none()]), list(zip(parts, latents, strict=True)))
 
     def learn(self, drawn: Drawn[Tensor], advantages: Tensor) -> dict[str, float]:
         """Each image is noised `draws` times, to times of the sampler's own grid."""
-        generator = torch.Generator().manual_seed(seed_of(self.place.seed, "matching", drawn.step))
         objective, totals = AdvantageMatching(kl=self.config.kl), {}
-        shares = advantages.split(self.config.micro_batch)
-        for (part, x0), share in zip(drawn.parts, shares, strict=True):
+        for (part, x0), share in zip(drawn.parts, self._shares(drawn, advantages), strict=True):
             scale = len(part) / len(advantages) / self.config.draws
-            for _ in range(self.config.draws):
-                steps = torch.randint(len(self.place.grid) - 1, (len(part),), generator=generator)
-                eps = torch.randn(x0.shape, generator=generator).to(x0.device)
-                t = self.place.grid[steps].to(x0.device)
+            for draw in range(self.config.draws):
+                t, eps = (value.to(x0.device) for value in self._noised(part, draw))
                 reference = self.reference if self.config.kl > 0 else None
                 loss, metrics = objective(self.policy, x0, part.cond, t, eps, share, reference)
                 (scale * loss.mean()).backward()
                 _add(totals, metrics, scale)
         return totals
+
+    def _noised(self, part: Batch, draw: int) -> tuple[Tensor, Tensor]:
+        """Times (B,) and noise (B, C, H, W) of one draw, a function of the samples' seeds."""
+        seeds = [seed_of(seed, "matching", draw) for seed in part.seeds]
+        steps = [seed_of(seed, "time") % (len(self.place.grid) - 1) for seed in seeds]
+        return self.place.grid[steps], Noise(seeds).initial(self.place.shape)
 
 
 def _add(totals: dict[str, float], metrics: Mapping[str, Tensor], scale: float) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from flowopd.conditioning import Conditioning
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
+from flowopd.processes import only_main
 from flowopd.prompts import Prompt
 from flowopd.recipe import EvaluateConfig
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, replace_text
@@ -98,12 +99,15 @@ def draw_pictures(
     prompts: Sequence[Prompt],
     config: EvaluateConfig,
     conditioning: Conditioning,
+    rows: slice = slice(None),
 ) -> np.ndarray:
-    """The evaluation's pictures (B * images_per_prompt, H, W, 3), seeds tied to prompts."""
+    """These rows of the evaluation's pictures (B * images_per_prompt, H, W, 3), maybe none; seeds tied to prompts."""
     many = repeated(prompts, config.images_per_prompt)
     seeds = [seed_of(config.seed, prompt.text, i % config.images_per_prompt) for i, prompt in enumerate(many)]
-    texts = [prompt.text for prompt in many]
-    return draw(session, model, texts, seeds, config.sampling, conditioning, config.micro_batch)
+    texts = [prompt.text for prompt in many[rows]]
+    if not texts:
+        return np.empty((0, 0, 0, 3), np.uint8)
+    return draw(session, model, texts, seeds[rows], config.sampling, conditioning, config.micro_batch)
 
 
 def repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
@@ -130,11 +134,15 @@ def draw_wall(session: Session, config: EvaluateConfig) -> Path:
     prompts = [p for group in evaluation_prompts(session, config).values() for p in spread(group, each)]
     models = available_models(session, config.models)
     folder = session.out / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     once = config.model_copy(update={"images_per_prompt": 1})
     conditioning = session.encode(prompts)
-    for model in models:
-        for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
-            Image.fromarray(picture).save(folder / f"{i}-{model}.png")
-    replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
+
+    def keep() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for model in models:
+            for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
+                Image.fromarray(picture).save(folder / f"{i}-{model}.png")
+        replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
+
+    only_main(keep)
     return folder

@@ -1,0 +1,92 @@
+"""Several processes as one: who takes which rows, and how their parts come together.
+
+`accelerate launch -m flowopd ...` (or torchrun) starts the processes, accelerate's `PartialState` knows them. Every one
+holds the whole model, which a frozen base and small adapters allow, and takes its rows of each batch. What is random
+belongs to a sample, not to a process, so the number of processes changes no result beyond the order of a sum. The run's
+folder must be one that all of them see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
+from torch import Tensor, nn
+
+
+@cache
+def state() -> PartialState:
+    """The processes; gloo on machines without an accelerator."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return state().is_main_process
+
+
+def wait() -> None:
+    """Go on when all are here."""
+    state().wait_for_everyone()
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """The main process goes first, the others follow when it is through."""
+    with state().main_process_first():
+        yield
+
+
+def only_main(act: Callable[[], object]) -> None:
+    """The main process acts, and all go on when it has."""
+    if is_main():
+        act()
+    wait()
+
+
+def agreed(question: Callable[[], bool]) -> bool:
+    """An answer that all processes have found before one of them can change it."""
+    answer = question()
+    wait()
+    return answer
+
+
+def own_rows(n: int, unit: int = 1) -> slice:
+    """This process's rows of `n`: contiguous, in whole units, as even as can be, maybe none."""
+    units, here = -(-n // unit), state()
+    first, last = (units * (here.process_index + i) // here.num_processes for i in (0, 1))
+    return slice(min(n, first * unit), min(n, last * unit))
+
+
+def whole(part: Tensor, rows: slice, n: int, dim: int = 0) -> Tensor:
+    """All `n` rows along `dim`, on the CPU, from each process's own."""
+    if state().num_processes == 1:
+        return part.cpu()
+    shape = list(part.shape)
+    shape[dim] = n
+    padded = torch.zeros(shape, dtype=part.dtype, device=state().device)
+    padded.narrow(dim, rows.start, rows.stop - rows.start).copy_(part)
+    return reduce(padded, "sum").cpu()
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Every parameter's gradient becomes the sum of all processes', in one exchange; none at all counts as zero."""
+    if state().num_processes == 1:
+        return
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = reduce(torch.cat([gradient.flatten() for gradient in own]), "sum")
+    for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = total.view_as(parameter)
+
+
+def sum_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Each metric summed over the processes that have it."""
+    totals: dict[str, float] = {}
+    for part in gather_object([dict(metrics)]):
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
