@@ -156,7 +156,7 @@ def _write_manifest(session: Session) -> None:
 
 def _manifest(session: Session) -> dict[str, object]:
     recipe = session.recipe
-    there = [name for name in recipe.teachers if session.teacher_folder(name).exists()]
+    there = [name for name in recipe.teachers if session.whole_teacher(name) or session.teacher_folder(name).exists()]
     return {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,

@@ -92,9 +92,11 @@ class MixConfig(PolicyConfig):
 
 
 class TeacherConfig(Strict):
-    """An expert: an adapter that exists, or how to train one."""
+    """An expert: an adapter or a whole transformer that exists, or how to train an adapter."""
 
     adapter: str | None = Field(None, description="folder, file, `package:` name or hub id of a LoRA adapter")
+    transformer: str | None = Field(None, description="folder or hub id of a whole transformer, or of its pipeline")
+    offload: bool = Field(False, description="keep a whole transformer on the CPU while it is not asked")
     revision: str | None = None
     subfolder: str | None = None
     train: GrpoConfig | None = None
@@ -102,8 +104,12 @@ class TeacherConfig(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:
-        if (self.adapter is None) == (self.train is None):
-            raise ValueError("a teacher has either an adapter or a way to train it, not both and not neither")
+        if sum(source is not None for source in (self.adapter, self.transformer, self.train)) != 1:
+            raise ValueError("a teacher is either an adapter, a whole transformer, or trained: give one of the three")
+        if self.offload and self.transformer is None:
+            raise ValueError("offload is for a whole transformer; leave it out")
+        if self.subfolder is not None and self.adapter is None:
+            raise ValueError("subfolder is for an adapter; leave it out")
         return self
 
 
@@ -197,6 +203,9 @@ class Recipe(Strict):
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    t5: bool = Field(True, description="encode prompts by T5 too; without it by the two CLIPs alone")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: slower, far less memory")
+    compile: bool = Field(False, description="compile the transformer's blocks by torch.compile")
     resolution: int | None = Field(None, ge=1, description="side of the pictures in pixels; none is the model's own")
     prompts: dict[str, PromptFiles] = {}
     teachers: dict[str, TeacherConfig] = {}

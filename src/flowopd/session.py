@@ -15,7 +15,7 @@ from flowopd.conditioning import Conditioning
 from flowopd.errors import ConfigError
 from flowopd.hub import fetched_folder, located
 from flowopd.lora_file import LoraFile, sha256_of
-from flowopd.models import Model, open_model
+from flowopd.models import Model, Source, open_model
 from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import Prompt, read_prompts
 from flowopd.recipe import AdapterConfig, Recipe
@@ -34,8 +34,15 @@ class Session:
         self.recipe, self.out = recipe, out
         device = recipe.device or state().device
         self.model: Model = open_model(
-            recipe.base, revision=recipe.revision, device=device, dtype=getattr(torch, recipe.dtype)
+            recipe.base,
+            revision=recipe.revision,
+            device=device,
+            dtype=getattr(torch, recipe.dtype),
+            t5=recipe.t5,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+            compiled=recipe.compile,
         )
+        self._whole: dict[str, VelocityField] = {}
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -77,17 +84,27 @@ class Session:
         if teacher is None:
             known = ", ".join(self.recipe.teachers) or "none"
             raise ConfigError(f"unknown teacher {name!r}; the recipe has: {known}")
+        if teacher.transformer is not None:
+            raise ConfigError(f"teacher {name} is a whole transformer, no adapter: distil it, it cannot be merged")
         if teacher.adapter is None:
             return self.out / "teachers" / name
         return fetched_folder(teacher.adapter, teacher.revision) / (teacher.subfolder or "")
 
     def load_teachers(self, names: Sequence[str] | None = None) -> list[str]:
-        """Load these teachers as frozen adapters, all by default; returns their names."""
+        """Load these teachers, all by default: frozen adapters, and whole transformers; returns their names."""
         names = list(self.recipe.teachers) if names is None else list(names)
         for name in names:
-            if name not in self.adapters.names:
+            whole = self.whole_teacher(name)
+            if whole is not None and name not in self._whole:
+                self._whole[name] = self.model.whole(whole, self.recipe.teachers[name].offload)
+            elif whole is None and name not in self.adapters.names:
                 self.adapters.load(name, self.teacher_folder(name))
         return names
+
+    def whole_teacher(self, name: str) -> Source | None:
+        """Where a teacher that is a whole transformer comes from; None for one that is an adapter."""
+        teacher = self.recipe.teachers.get(name)
+        return Source(teacher.transformer, teacher.revision) if teacher and teacher.transformer else None
 
     def router(self, labels: Sequence[str]) -> LabelRouter:
         """The recipe's routes, by default each label to the teacher of its name.
@@ -101,8 +118,8 @@ class Session:
         return router
 
     def field(self, name: str, guidance: float, conditioning: Conditioning) -> VelocityField:
-        """The guided velocity of the base, or of the base with an adapter that was loaded."""
-        field = self.adapters.field(None if name == BASE else name, self.model.make_field)
+        """The guided velocity of the base, of the base with an adapter, or of a whole teacher, as far as loaded."""
+        field = self._whole.get(name) or self.adapters.field(None if name == BASE else name, self.model.make_field)
         return guided(field, guidance, conditioning.null)
 
     def guidance(self, teacher: str, student: float) -> float:
@@ -117,7 +134,9 @@ class Session:
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of the base and of these teachers' files."""
-        return {BASE: self.model.source.fingerprint()} | {name: sha256_of(self.teacher_folder(name)) for name in names}
+        whole = {name: source for name in names if (source := self.whole_teacher(name)) is not None}
+        adapters = {name: sha256_of(self.teacher_folder(name)) for name in names if name not in whole}
+        return {BASE: self.model.source.fingerprint()} | adapters | {k: v.fingerprint() for k, v in whole.items()}
 
     def prompt_hashes(self) -> dict[str, str]:
         """sha256 of the recipe's prompt files, by `LABEL.SPLIT`, as far as they exist."""

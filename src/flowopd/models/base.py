@@ -21,6 +21,7 @@ class Model(Protocol):
     source: Source
     device: torch.device
     dtype: torch.dtype
+    encoding: Sequence[str]
     targets: Sequence[str]
     make_field: Callable[[Any], VelocityField]
 
@@ -35,6 +36,10 @@ class Model(Protocol):
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of that size in pixels."""
+        ...
+
+    def whole(self, source: Source, offload: bool) -> VelocityField:
+        """The velocity of another transformer of this family."""
         ...
 
     def skeleton(self) -> nn.Module:

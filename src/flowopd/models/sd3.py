@@ -22,7 +22,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from flowopd.errors import ConfigError
+from flowopd.errors import CheckpointError, ConfigError
 from flowopd.models.published import PIXELS, SHIFT, TEXT_TOKENS, TRANSFORMERS
 from flowopd.models.source import Source
 from flowopd.schedule import sigma_grid
@@ -32,6 +32,9 @@ from flowopd.types import Condition
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The layers that published SD3.5 adapters change: the attention of both streams."""
+
+ALIKE = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim")
+"""What two transformers must share to be asked at the same states and conditions."""
 
 LONGEST_T5 = 256
 """Largest block of T5 tokens, as in the pipeline's default; a tokenizer with a shorter limit keeps its own."""
@@ -61,15 +64,53 @@ class Sd3:
     make_field = Sd3Field
 
     def __init__(
-        self, source: Source, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        source: Source,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        t5: bool = True,
+        gradient_checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
+        self.t5, self.gradient_checkpointing, self.compiled = t5, gradient_checkpointing, compiled
+
+    @property
+    def encoding(self) -> tuple[str, ...]:
+        """What an encoded prompt depends on besides the files."""
+        return (str(self.dtype), *(() if self.t5 else ("without t5",)))
 
     @cached_property
     def transformer(self) -> SD3Transformer2DModel:
         """The frozen base, on the device, in evaluation mode."""
-        transformer = self.source.load(SD3Transformer2DModel, "transformer", dtype=self.dtype)
+        return self._made_ready(self.source.load(SD3Transformer2DModel, "transformer", dtype=self.dtype))
+
+    def _made_ready(self, transformer: SD3Transformer2DModel) -> SD3Transformer2DModel:
+        if self.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        for block in transformer.transformer_blocks if self.compiled else ():
+            block.compile()
         return transformer.requires_grad_(False).eval().to(self.device)
+
+    def whole(self, source: Source, offload: bool) -> Sd3Field:
+        """The velocity of another transformer: a transformer's folder, or a pipeline's with one in it.
+
+        With `offload` its blocks wait on the CPU and come to the device when they are run. Raises CheckpointError if it
+        cannot be loaded, or takes other latents or texts than the base.
+        """
+        folder = "transformer" if source.is_pipeline else None
+        theirs, ours = source.load_config(SD3Transformer2DModel, folder), self.config
+        other = [key for key in ALIKE if theirs.get(key) != ours.get(key)]
+        if other:
+            raise CheckpointError(
+                f"{source.name} has {other[0]} {theirs.get(other[0])}, the base {ours.get(other[0])}: no teacher for it"
+            )
+        transformer = source.load(SD3Transformer2DModel, folder, dtype=self.dtype).requires_grad_(False).eval()
+        if not offload:
+            return Sd3Field(transformer.to(self.device))
+        transformer.enable_group_offload(self.device, offload_type="block_level", num_blocks_per_group=1)
+        return Sd3Field(transformer)
 
     @cached_property
     def vae(self) -> Any:
@@ -108,7 +149,7 @@ class Sd3:
     @property
     def _text_tokens(self) -> int:
         clip, t5 = (self.source.load(AutoTokenizer, name) for name in ("tokenizer", "tokenizer_3"))
-        return clip.model_max_length + min(LONGEST_T5, t5.model_max_length)
+        return clip.model_max_length + (min(LONGEST_T5, t5.model_max_length) if self.t5 else LONGEST_T5)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture; None is the size that the transformer was made for.
@@ -137,7 +178,7 @@ class Sd3:
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts, on the CPU. The encoders are loaded for it: see `free_encoders`."""
         pipe = self._encoders
-        longest = min(LONGEST_T5, pipe.tokenizer_3.model_max_length) if pipe.tokenizer_3 else LONGEST_T5
+        longest = min(LONGEST_T5, pipe.tokenizer_3.model_max_length) if self.t5 else LONGEST_T5
         embeds, _, pooled, _ = pipe.encode_prompt(
             list(texts),
             None,
@@ -150,8 +191,14 @@ class Sd3:
 
     @cached_property
     def _encoders(self) -> StableDiffusion3Pipeline:
-        pipe = self.source.load(StableDiffusion3Pipeline, transformer=None, vae=None, dtype=self.dtype)
-        return pipe.to(self.device)
+        """The pipeline without what draws; of the transformer it only reads the config, for the size of no T5."""
+        left_out = {} if self.t5 else {"text_encoder_3": None, "tokenizer_3": None}
+        drawn = {"transformer": self.skeleton(), "vae": None}
+        pipe = self.source.load(StableDiffusion3Pipeline, **drawn, **left_out, dtype=self.dtype)
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+            if encoder is not None:
+                encoder.to(self.device)
+        return pipe
 
     def free_encoders(self) -> None:
         """Let the text encoders go."""

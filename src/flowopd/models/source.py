@@ -42,12 +42,21 @@ class Source:
             options["subfolder"] = subfolder
         return fetched(kind, self.path, revision=self.revision, **options)
 
-    def load_config(self, kind: Any, subfolder: str) -> dict[str, Any]:
-        """The config of one of this source's parts. Raises CheckpointError if there is none."""
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether this is a pipeline, and not one model's own folder."""
+        try:
+            self._index()
+        except CheckpointError:
+            return False
+        return True
+
+    def load_config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
+        """The config of this source, or of one of its parts. Raises CheckpointError if there is none."""
         try:
             return dict(kind.load_config(self.path, subfolder=subfolder, revision=self.revision))
         except OSError as error:
-            raise CheckpointError(f"model {self.name} has no readable config of its {subfolder}") from error
+            raise CheckpointError(f"model {self.name} has no readable config of its {subfolder or 'own'}") from error
 
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""

@@ -29,9 +29,13 @@ def available_models(session: Session, wanted: Sequence[str] | None = None) -> l
 
     Raises ConfigError for a wanted one that does not exist.
     """
-    folders = {f"{TEACHER}{name}": session.teacher_folder(name) for name in session.recipe.teachers}
+    whole = {name for name in session.recipe.teachers if session.whole_teacher(name) is not None}
+    folders = {
+        f"{TEACHER}{name}": session.teacher_folder(name) for name in session.recipe.teachers if name not in whole
+    }
     folders |= {model: session.out / folder for model, folder in FOLDERS.items() if model != _other_start(session)}
-    there = [BASE, *(model for model, folder in folders.items() if folder.exists())]
+    own = [model for model, folder in folders.items() if folder.exists()]
+    there = [BASE, *(f"{TEACHER}{name}" for name in sorted(whole)), *own]
     missing = [model for model in wanted or () if model not in there]
     if missing:
         raise ConfigError(f"there is no model {missing[0]!r} here; there are: {', '.join(there)}")
