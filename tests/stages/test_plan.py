@@ -17,6 +17,8 @@ from flowopd.pipeline import open_run
 from flowopd.recipe import load_recipe, make_recipe, recipe_path
 from flowopd.session import Session
 from flowopd.stages.distill import distill
+from flowopd.stages.learners import window_starts
+from flowopd.stages.mix import train_mix
 from flowopd.stages.plan import plan
 from flowopd.types import Condition
 
@@ -64,8 +66,8 @@ def test_the_work_of_attention_is_counted():
     assert toy_footprint(Attention(), (B, heads, n, d)).forward == 2 * 2 * B * heads * n * n * d
 
 
-def rows_that_pass(session, monkeypatch):
-    """Rows through the transformer in the one update of a recipe, and how many of them had a gradient."""
+def rows_that_pass(session, train=distill):
+    """Rows through the transformer while a recipe trains, and how many of them had a gradient."""
     passed = {"all": 0, "backward": 0}
 
     def count(_module, _args, kwargs, out):
@@ -73,7 +75,7 @@ def rows_that_pass(session, monkeypatch):
         passed["backward"] += len(kwargs["hidden_states"]) * out[0].requires_grad
 
     session.model.transformer.register_forward_hook(count, with_kwargs=True)
-    distill(session)
+    train(session)
     return passed
 
 
@@ -88,11 +90,11 @@ PARTS = {
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_the_planned_rows_are_those_that_pass(world, tmp_path, monkeypatch, parts):
+def test_the_planned_rows_are_those_that_pass(world, tmp_path, parts):
     config = {"samples_per_label": 2, "adapter": {"rank": 2, "alpha": 2}, "optim": {"updates": 1}, **parts}
     session = world.session(tmp_path / "run", distill=config)
     planned = plan(session).forwards_per_update
-    passed = rows_that_pass(session, monkeypatch)
+    passed = rows_that_pass(session)
     assert passed["backward"] == planned["backward"]
     assert passed["all"] == planned["student"] + planned["teacher"] + planned["anchor"]
 
@@ -104,9 +106,12 @@ def test_parameters_are_those_of_the_models(world, tmp_path):
     adapters = Adapters(session.model.transformer)
     adapters.create("student", 3, 3, session.model.targets, seed=0)
     assert planned.trainable_parameters == sum(p.numel() for p in adapters.parameters("student").values())
-    assert planned.memory_gib["total"] == pytest.approx(
-        sum(value for name, value in planned.memory_gib.items() if name != "total")
-    )
+    memory = dict(planned.memory_gib)
+    total, encoders, libraries = (memory.pop(name) for name in ("total", "encoders", "libraries"))
+    assert total == pytest.approx(libraries + max(encoders, sum(memory.values())))
+    encoder = session.model._encoders
+    parts = (encoder.text_encoder, encoder.text_encoder_2, encoder.text_encoder_3)
+    assert encoders * 2**30 == pytest.approx(sum(p.nbytes for part in parts for p in part.parameters()), rel=0.05)
 
 
 def test_activations_and_work_grow_with_the_micro_batch(world, tmp_path):
@@ -181,3 +186,47 @@ def test_published_configs_make_transformers():
             for name, config in TRANSFORMERS.items()
         }
     assert round(sizes["stabilityai/stable-diffusion-3.5-large"] / 1e9) == 8
+
+
+MIXES = {
+    "transitions": {"sampling": {"steps": 4, "sampler": "sde", "window": 2}},
+    "kl": {"sampling": {"steps": 3, "sampler": "sde", "window": 2, "guidance": 2.0}, "kl": 0.1, "starts": 1},
+    "matching": {"loss": "matching", "sampling": {"steps": 3}, "draws": 2},
+}
+
+
+@pytest.mark.parametrize("parts", MIXES.values(), ids=MIXES)
+def test_the_planned_rows_of_a_mix_are_those_that_pass(world, tmp_path, parts):
+    """Over one round of windows, since their starts take turns."""
+    task = {"reward": "mini_quality", "prompts": "quality"}
+    mix = {"tasks": {"quality": task}, "prompts_per_update": 2, "group": 2, **parts}
+    starts = len(window_starts(make_recipe(world.tree(grpo_mix=mix)).grpo_mix)) if "loss" not in parts else 1
+    session = world.session(tmp_path / "run", grpo_mix={**mix, "optim": {"updates": starts}})
+    planned = plan(session)
+    passed = rows_that_pass(session, train_mix)
+    assert planned.stage == "grpo_mix"
+    assert passed["backward"] == starts * planned.forwards_per_update["backward"]
+    assert passed["all"] == starts * (planned.forwards_per_update["student"] + planned.forwards_per_update["reference"])
+
+
+def test_recomputing_takes_less_memory_and_more_work(world, tmp_path):
+    parts = {"samples_per_label": 8, "micro_batch": 8, "sampling": {"steps": 2}}
+    kept, recomputed = (
+        plan(world.session(tmp_path / f"{on}", gradient_checkpointing=on, distill=parts)) for on in (False, True)
+    )
+    assert recomputed.memory_gib["activations"] < 0.8 * kept.memory_gib["activations"]
+    assert recomputed.flops_per_update > 1.2 * kept.flops_per_update
+
+
+def test_a_clip_below_rounding_is_a_trap(world, tmp_path):
+    mix = {"tasks": {"quality": {"reward": "mini_quality", "prompts": "quality"}}, "clip": 1e-8}
+    assert any("noise of a ratio" in line for line in plan(world.session(tmp_path / "o", grpo_mix=mix)).warnings)
+
+
+def test_a_whole_teacher_takes_a_whole_base_unless_it_is_offloaded(world, tmp_path):
+    def planned(**teacher):
+        teachers = {"composition": {"adapter": str(world.experts / "composition")}, "quality": teacher}
+        return plan(world.session(tmp_path / f"{len(teacher)}", teachers=teachers, distill={})).memory_gib
+
+    whole, away = planned(transformer="x/y"), planned(transformer="x/y", offload=True)
+    assert whole["teachers"] - away["teachers"] == pytest.approx(whole["base"])

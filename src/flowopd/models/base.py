@@ -42,6 +42,10 @@ class Model(Protocol):
         """The velocity of another transformer of this family."""
         ...
 
+    def encoder_bytes(self) -> int:
+        """What the text encoders take while they are in memory."""
+        ...
+
     def skeleton(self) -> nn.Module:
         """The base without weights, on the meta device."""
         ...

@@ -38,5 +38,8 @@ TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
 PIPELINES = dict.fromkeys(TRANSFORMERS, "StableDiffusion3Pipeline")
 """The class of each one's pipeline."""
 
+ENCODERS = {"clip_l": 123_650_304, "clip_g": 694_659_840, "t5_xxl": 4_762_310_656}
+"""Parameters of the text encoders that all these models have."""
+
 TEXT_TOKENS, PIXELS, SHIFT = 77 + 256, 8, 3.0
 """In all these models: tokens of CLIP's and T5's block, pixels along one side of a latent, shift of the time grid."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from flowopd.errors import CheckpointError, ConfigError
+from flowopd.models.published import ENCODERS as ENCODER_SIZES
 from flowopd.models.published import PIXELS, SHIFT, TEXT_TOKENS, TRANSFORMERS
 from flowopd.models.source import Source
 from flowopd.schedule import sigma_grid
@@ -137,7 +139,19 @@ class Sd3:
     def skeleton(self) -> SD3Transformer2DModel:
         """The transformer without weights, on the meta device."""
         with torch.device("meta"):
-            return SD3Transformer2DModel.from_config(self.config).requires_grad_(False).eval()
+            transformer = SD3Transformer2DModel.from_config(self.config).requires_grad_(False).eval()
+        if self.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        return transformer
+
+    def encoder_bytes(self) -> int:
+        """What the text encoders take while they are in memory, by the sizes of their files where there are any."""
+        if self._is_published:
+            used = [size for name, size in ENCODER_SIZES.items() if self.t5 or name != "t5_xxl"]
+            return sum(used) * self.dtype.itemsize
+        parts = ("text_encoder", "text_encoder_2", *(("text_encoder_3",) if self.t5 else ()))
+        files = [file for part in parts for file in Path(self.source.path, part).glob("*.safetensors")]
+        return sum(file.stat().st_size for file in files)
 
     def blank(self, rows: int) -> Condition:
         """A condition of so many rows on the meta device, shaped as `encode` makes it."""

@@ -24,7 +24,7 @@ from flowopd.noise import Noise, seed_of
 from flowopd.objectives import AdvantageMatching, Grpo
 from flowopd.processes import own_rows
 from flowopd.prompts import Prompt
-from flowopd.recipe import GrpoConfig
+from flowopd.recipe import PolicyConfig
 from flowopd.rollout import record, replay
 from flowopd.sampling import Batch, draw_latents
 from flowopd.shapes import Grid
@@ -76,7 +76,7 @@ class _Learner:
         policy: VelocityField,
         reference: VelocityField,
         place: Place,
-        config: GrpoConfig,
+        config: PolicyConfig,
         conditioning: Conditioning,
     ) -> None:
         self.policy, self.reference, self.place, self.config = policy, reference, place, config
@@ -100,6 +100,18 @@ class _Learner:
     def _none(self) -> Tensor:
         """Latents of no image, for a process that has no rows."""
         return torch.empty(0, *self.place.shape)
+
+
+def window_starts(config: PolicyConfig) -> range:
+    """The first steps that a policy's windows take in turn."""
+    sampling = config.sampling
+    fitting = sampling.steps - (sampling.window or sampling.steps) + 1
+    return range(min(fitting, config.starts or fitting))
+
+
+def trained_steps(dynamics: Sequence[Dynamics], times: Grid) -> list[int]:
+    """The steps whose transitions have a likelihood."""
+    return [i for i, one in enumerate(dynamics) if float(one.coefficients(times[i], times[i + 1]).std) > 0]
 
 
 class Transitions(_Learner):
@@ -129,8 +141,7 @@ class Transitions(_Learner):
     def learn(self, drawn: Drawn[Trajectory], advantages: Tensor) -> dict[str, float]:
         """PPO on every stochastic transition."""
         start, dynamics = self._window(drawn.step)
-        times = self.place.grid[start:]
-        trained = [i for i, one in enumerate(dynamics) if float(one.coefficients(times[i], times[i + 1]).std) > 0]
+        trained = trained_steps(dynamics, self.place.grid[start:])
         totals: dict[str, float] = {}
         for (part, walked), share in zip(drawn.parts, self._shares(drawn, advantages), strict=True):
             scale = len(part) / len(advantages) / len(trained)
@@ -142,10 +153,9 @@ class Transitions(_Learner):
 
     def _window(self, step: int) -> tuple[int, list[Dynamics]]:
         """Where this update's window starts, and the dynamics from there on."""
-        sampling = self.config.sampling
-        fitting = sampling.steps - (sampling.window or sampling.steps) + 1
-        start = step % min(fitting, self.config.starts or fitting)
-        return start, sampling.dynamics(start)[start:]
+        starts = window_starts(self.config)
+        start = starts[step % len(starts)]
+        return start, self.config.sampling.dynamics(start)[start:]
 
     def _way_to(self, start: int, roots: Batch) -> Tensor:
         """The states (P, C, H, W) at which the groups branch: noise, brought to step `start` by the ODE."""

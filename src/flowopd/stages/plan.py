@@ -1,9 +1,9 @@
-"""What a distillation will take, from configs alone: parameters, memory by part, work and time of an update, traps."""
+"""What a training will take, from configs alone: parameters, memory by part, work and time of an update, traps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,15 +13,19 @@ from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
-from flowopd.recipe import DistillConfig, Recipe
+from flowopd.recipe import DistillConfig, MixConfig
 from flowopd.session import Session
-from flowopd.stages.distill import STUDENT, query_rule
+from flowopd.stages.distill import STUDENT
+from flowopd.stages.workload import Workload, workload
 
 GIB = 2**30
 FP32 = 4
 """Bytes of a number of the student: its weights, gradient, average and AdamW's two moments are in full precision."""
 
 MOMENTS = 2
+
+LIBRARIES = int(0.6 * GIB)
+"""What torch and its libraries take before any model, in a process on a CPU or as a context on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ UTILISATION = 0.4
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe's distillation; `forwards_per_update` counts rows, guided ones twice."""
+    """The plan of a recipe's trained stage; `forwards_per_update` counts rows, guided ones twice."""
 
+    stage: str
     trainable_parameters: int
     base_parameters: int
     memory_gib: dict[str, float]
@@ -62,130 +67,115 @@ class Plan:
 
 
 def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None) -> Plan:
-    """The plan for one GPU of GPUS, or for a machine of so many floating-point operations a second.
+    """The plan of the recipe's `distill`, or else its `grpo_mix`, for one GPU of GPUS, or for a machine of so many
+    floating-point operations a second.
 
-    Raises ConfigError if the recipe has no `distill` or asks for more steps than there are, the GPU is not known, or
-    the rate is not positive.
+    Raises ConfigError if the recipe has neither or asks for more steps than there are, the GPU is not known, or the
+    rate is not positive.
     """
-    recipe = session.recipe
-    config = recipe.distill
-    if config is None:
-        raise ConfigError("the recipe has no `distill`; add one, or plan another recipe")
     if gpu not in GPUS:
         raise ConfigError(f"there is no GPU {gpu!r}; known: {', '.join(GPUS)}, or give a rate with --flops")
     if flops is not None and not flops > 0:
         raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
-    skeleton = session.model.skeleton()
-    base = sum(p.numel() for p in skeleton.parameters())
-    adapters = Adapters(skeleton)
-    targets = config.adapter.targets or session.model.targets
-    adapters.create(STUDENT, config.adapter.rank, config.adapter.alpha, targets, seed=recipe.seed)
-    trained = sum(p.numel() for p in adapters.parameters(STUDENT).values())
-    size = getattr(torch, recipe.dtype).itemsize
+    work = workload(session)
+    base = sum(p.numel() for p in session.model.skeleton().parameters())
+    trained = sum(p.numel() for p in _skeleton(session, work).parameters(STUDENT).values())
     warnings: list[str] = []
-    teachers = sum(_teacher_parameters(session, name, trained, warnings) for name in recipe.teachers)
-    rows, work = _measure(session, adapters, config)
-    forwards = _forwards(session, config)
+    teachers = sum(_teacher_parameters(session, name, trained, base, warnings) for name in work.teachers)
+    one = _measure(session, work)
+    memory = _memory(session, work, base, teachers, trained, one)
     rate = flops or UTILISATION * GPUS[gpu].flops
-    memory = _memory(base, teachers, trained, size, config, work)
-    total = _flops(forwards, work, rows)
+    total = (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
     if memory["total"] > GPUS[gpu].memory and flops is None:
         warnings.append(
-            f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch"
+            f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch, or set "
+            "gradient_checkpointing"
         )
-    return Plan(trained, base, memory, forwards, total, total / rate, [*warnings, *_traps(session, config)])
+    warnings += _traps(session, work)
+    return Plan(work.stage, trained, base, memory, dict(work.rows), total, total / rate, warnings)
 
 
-def _teacher_parameters(session: Session, name: str, guess: int, warnings: list[str]) -> int:
-    """Numbers in a teacher's adapter; where its file is not here, those of one shaped like the student's."""
-    adapter = session.recipe.teachers[name].adapter
-    if adapter is None or not located(adapter).exists():
+def _teacher_parameters(session: Session, name: str, trained: int, base: int, warnings: list[str]) -> int:
+    """Numbers of a teacher that are in memory; an adapter that is not here is taken to be like the student's."""
+    teacher = session.recipe.teachers[name]
+    if teacher.transformer is not None:
+        return 0 if teacher.offload else base
+    if teacher.adapter is None or not located(teacher.adapter).exists():
         warnings.append(f"teacher {name} is not here to be measured; taken to be as large as the student's adapter")
-        return guess
+        return trained
     lora = read_lora(session.teacher_folder(name))
     return sum(factors.a.numel() + factors.b.numel() for factors in lora.modules.values())
 
 
-def _measure(session: Session, adapters: Adapters, config: DistillConfig) -> tuple[int, Footprint]:
-    """Rows of one micro-batch, guidance included, and the footprint of the student's forward and backward on them."""
-    rows = min(config.micro_batch, _batch(session.recipe, config)) * _rows(config.sampling.guidance)
+def _skeleton(session: Session, work: Workload) -> Adapters:
+    """The base without weights, with the adapter that is trained."""
+    adapters = Adapters(session.model.skeleton())
+    targets = work.adapter.targets or session.model.targets
+    adapters.create(STUDENT, work.adapter.rank, work.adapter.alpha, targets, seed=session.recipe.seed)
+    return adapters
+
+
+def _measure(session: Session, work: Workload) -> Footprint:
+    """The footprint of the trained model's forward and backward on the rows of a micro-batch.
+
+    Where activations are recomputed, those of one block are there at a time, besides what is kept between blocks.
+    """
+    adapters = _skeleton(session, work)
+    found = _passed(session, adapters, work.together)
+    if not session.recipe.gradient_checkpointing:
+        return found
+    whole = _skeleton(session, work)
+    whole.transformer.disable_gradient_checkpointing()
+    block = _passed(session, whole, work.together).kept // len(whole.transformer.transformer_blocks)
+    return replace(found, kept=found.kept + block)
+
+
+def _passed(session: Session, adapters: Adapters, rows: int) -> Footprint:
+    """The footprint of so many rows; the adapters' transformer is of no further use."""
     x = torch.empty(rows, *session.latent_shape(), device="meta")
     with adapters.using(STUDENT):
         field = session.model.make_field(adapters.transformer)
         dtype = getattr(torch, session.recipe.dtype)
-        return rows, footprint(field, adapters.transformer, x, session.model.blank(rows), dtype)
-
-
-def _batch(recipe: Recipe, config: DistillConfig) -> int:
-    return config.samples_per_label * len(recipe.prompts)
-
-
-def _rows(guidance: float) -> int:
-    """Rows of a forward for one sample."""
-    return 1 if guidance == 1 else 2
-
-
-def _queried(config: DistillConfig) -> int:
-    """Steps of a rollout that are trained, by the rule that will draw them."""
-    return len(query_rule(config.query).draw(config.sampling.steps, torch.Generator()).indices)
-
-
-def _forwards(session: Session, config: DistillConfig) -> dict[str, int]:
-    """Rows that pass through the transformer in one update, by role; `backward` is the student's with a gradient."""
-    labels, steps, queried = list(session.recipe.prompts), config.sampling.steps, _queried(config)
-    student = _batch(session.recipe, config) * _rows(config.sampling.guidance)
-    scales = {name: session.guidance(name, config.sampling.guidance) for name in session.recipe.teachers}
-    taught = held = 0
-    for route in session.router(labels)(labels):
-        own = {name: scales[name] for name, weight in zip(scales, route.tolist(), strict=True) if weight}
-        taught += sum(_rows(scale) for scale in own.values()) if config.distillation else 0
-        held += _anchor_rows(config, scales, own if config.distillation else {})
-    each = config.samples_per_label * queried
-    return {
-        "student": student * steps,
-        "teacher": taught * each,
-        "anchor": held * each,
-        "backward": student * queried,
-    }
-
-
-def _anchor_rows(config: DistillConfig, scales: Mapping[str, float], own: Mapping[str, float]) -> int:
-    """Rows that the anchor takes for a sample with these teachers of its own: none if it is one of them."""
-    if config.anchor is None or config.anchor.weight == 0:
-        return 0
-    name, scale = config.anchor.model, config.anchor.guidance
-    scale = scales.get(name, config.sampling.guidance) if scale is None else scale
-    return 0 if own.get(name) == scale else _rows(scale)
+        return footprint(field, adapters.transformer, x, session.model.blank(rows), dtype)
 
 
 def _memory(
-    base: int, teachers: int, trained: int, size: int, config: DistillConfig, work: Footprint
+    session: Session, work: Workload, base: int, teachers: int, trained: int, one: Footprint
 ) -> dict[str, float]:
-    """GiB on the device by part; encoders are gone before training begins, and conditions wait on the CPU."""
-    parts = {
+    """GiB on the device by part. The encoders are gone before training begins, so the total has the larger of both."""
+    size = getattr(torch, session.recipe.dtype).itemsize
+    condition = sum(tensor.numel() for tensor in session.model.blank(1).tensors.values())
+    training = {
         "base": base * size,
         "teachers": teachers * size,
         "student": trained * FP32,
         "gradient": trained * FP32,
         "optimizer": trained * FP32 * MOMENTS,
-        "average": trained * FP32 if config.optim.ema else 0,
-        "activations": work.kept,
+        "average": trained * FP32 if work.optim.ema else 0,
+        "activations": one.kept,
+        "cache": work.samples * condition * size,
     }
-    return {name: value / GIB for name, value in {**parts, "total": sum(parts.values())}.items()}
+    encoders = session.model.encoder_bytes()
+    total = LIBRARIES + max(sum(training.values()), encoders)
+    parts = {**training, "encoders": encoders, "libraries": LIBRARIES, "total": total}
+    return {name: value / GIB for name, value in parts.items()}
 
 
-def _flops(forwards: Mapping[str, int], work: Footprint, measured: int) -> float:
-    """Of one update, from the work on `measured` rows."""
-    through = forwards["student"] + forwards["teacher"] + forwards["anchor"]
-    return (through * work.forward + forwards["backward"] * work.backward) / measured
-
+RATIO_NOISE = 1e-6
+"""How far from 1 rounding alone may put the ratio of two equal policies."""
 
 LARGEST_SPREAD = 30.0
 """Of the weights of the steps, above which one step decides the loss."""
 
 
-def _traps(session: Session, config: DistillConfig) -> list[str]:
+def _traps(session: Session, work: Workload) -> list[str]:
     """What a recipe does that its author may not expect."""
+    found = ["float16 overflows in SD3.5's activations; take bfloat16"] if session.recipe.dtype == "float16" else []
+    config = session.recipe.distill
+    return found + (_distillation_traps(session, config) if config else _policy_traps(session.recipe.grpo_mix))
+
+
+def _distillation_traps(session: Session, config: DistillConfig) -> list[str]:
     guidance, found = config.sampling.guidance, []
     for name in session.recipe.teachers:
         own = session.guidance(name, guidance)
@@ -198,14 +188,22 @@ def _traps(session: Session, config: DistillConfig) -> list[str]:
             f"weighting {config.weighting} weighs step {int(weights.argmax())} "
             f"{float(weights.max() / weights.min()):.0f} times step {int(weights.argmin())}; `velocity` is even"
         )
-    if session.recipe.dtype == "float16":
-        found.append("float16 overflows in SD3.5's activations; take bfloat16")
+    if session.recipe.judges and session.recipe.evaluate is None:
+        found.append("judges are named, but distillation needs no reward and nothing is evaluated")
     return found
+
+
+def _policy_traps(config: MixConfig | None) -> list[str]:
+    """A ratio is exp of a mean over the latent's elements, so in fp32 it is 1 within about 1e-6."""
+    if config is None or config.loss != "transitions" or config.clip > RATIO_NOISE:
+        return []
+    return [f"clip {config.clip:g} is below the noise of a ratio in fp32, {RATIO_NOISE:g}; raise it"]
 
 
 def described(plan: Plan) -> str:
     """The plan in lines for people."""
     lines = [
+        f"stage                 {plan.stage}",
         f"trained parameters    {plan.trainable_parameters:,} of {plan.base_parameters:,}",
         *(f"memory, {name:<13} {value:8.2f} GiB" for name, value in plan.memory_gib.items()),
         *(f"rows, {name:<15} {value:8,} an update" for name, value in plan.forwards_per_update.items()),

@@ -1,0 +1,150 @@
+"""What one update asks of the transformer: rows by role, for distillation and for a policy trained on rewards.
+
+A row is one sample that passes once; guidance by anything but 1 makes it two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from flowopd.errors import ConfigError
+from flowopd.recipe import AdapterConfig, DistillConfig, MixConfig, PolicyConfig, Recipe
+from flowopd.sampling import SamplingConfig
+from flowopd.session import Session
+from flowopd.shapes import Grid
+from flowopd.stages.distill import query_rule
+from flowopd.stages.learners import trained_steps, window_starts
+from flowopd.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The trained stage of a recipe: its settings, which teachers it holds, and rows an update by role.
+
+    `backward` is the rows of the trained model that have a gradient; they are among its forwards too.
+    """
+
+    stage: str
+    adapter: AdapterConfig
+    optim: TrainConfig
+    sampling: SamplingConfig
+    samples: int
+    micro_batch: int
+    teachers: tuple[str, ...]
+    rows: Mapping[str, int]
+
+    @property
+    def forwards(self) -> int:
+        """Rows that pass forward, whoever they are for."""
+        return sum(rows for role, rows in self.rows.items() if role != "backward")
+
+    @property
+    def together(self) -> int:
+        """Rows of one micro-batch of the trained model."""
+        return min(self.micro_batch, self.samples) * rows_of(self.sampling.guidance)
+
+
+def workload(session: Session) -> Workload:
+    """That of the recipe's `distill`, or else of its `grpo_mix`. Raises ConfigError if it has neither."""
+    recipe = session.recipe
+    if recipe.distill is not None:
+        return of_distillation(session, recipe.distill)
+    if recipe.grpo_mix is not None:
+        return of_mix(session, recipe.grpo_mix)
+    raise ConfigError("the recipe has no `distill` and no `grpo_mix`; add one, or plan another recipe")
+
+
+def rows_of(guidance: float) -> int:
+    """Rows of a forward for one sample."""
+    return 1 if guidance == 1 else 2
+
+
+def of_distillation(session: Session, config: DistillConfig) -> Workload:
+    """Every step of the student's rollout, and at the queried ones its teachers, the anchor and a backward."""
+    recipe, steps = session.recipe, config.sampling.steps
+    samples, queried = config.samples_per_label * len(recipe.prompts), _queried(config)
+    student = samples * rows_of(config.sampling.guidance)
+    taught, held = _frozen_rows(session, config)
+    each = config.samples_per_label * queried
+    rows = {
+        "student": student * steps,
+        "teacher": taught * each,
+        "anchor": held * each,
+        "backward": student * queried,
+    }
+    return Workload(
+        "distill",
+        config.adapter,
+        config.optim,
+        config.sampling,
+        samples,
+        config.micro_batch,
+        _held(recipe, config),
+        rows,
+    )
+
+
+def of_mix(session: Session, config: MixConfig) -> Workload:
+    """Drawing the groups and learning from them, the mean over the updates of a round of windows."""
+    guided, sampling = rows_of(config.sampling.guidance), config.sampling
+    images = config.prompts_per_update * config.group
+    drawn, learnt = ROWS[config.loss](config, session.model.grid(sampling.steps))
+    rows = {
+        "student": (drawn + learnt) * guided,
+        "reference": learnt * guided if config.kl > 0 else 0,
+        "backward": learnt * guided,
+    }
+    return Workload("grpo_mix", config.adapter, config.optim, sampling, images, config.micro_batch, (), rows)
+
+
+def _by_transitions(config: PolicyConfig, grid: Grid) -> tuple[int, int]:
+    """Rows drawn, each group's way to its window once, and rows learnt from."""
+    starts, steps, images = window_starts(config), config.sampling.steps, config.prompts_per_update * config.group
+    way = sum(starts) / len(starts)
+    trained = sum(len(trained_steps(config.sampling.dynamics(start)[start:], grid[start:])) for start in starts)
+    drawn = config.prompts_per_update * way + images * (steps - way)
+    return round(drawn), round(images * trained / len(starts))
+
+
+def _by_matching(config: PolicyConfig, _grid: Grid) -> tuple[int, int]:
+    images = config.prompts_per_update * config.group
+    return images * config.sampling.steps, images * config.draws
+
+
+ROWS = {"transitions": _by_transitions, "matching": _by_matching}
+"""(settings, grid) -> rows drawn and learnt from in an update, by loss."""
+
+
+def _held(recipe: Recipe, config: DistillConfig) -> tuple[str, ...]:
+    """The teachers that are in memory."""
+    anchor = config.anchor.model if config.anchor else None
+    return tuple(name for name in recipe.teachers if config.distillation or name == anchor)
+
+
+def _queried(config: DistillConfig) -> int:
+    """Steps of a rollout that are trained, by the rule that will draw them."""
+    return len(query_rule(config.query).draw(config.sampling.steps, torch.Generator()).indices)
+
+
+def _frozen_rows(session: Session, config: DistillConfig) -> tuple[int, int]:
+    """Rows of teachers, and of the anchor, at one step of one sample of every label."""
+    labels = list(session.recipe.prompts)
+    scales = {name: session.guidance(name, config.sampling.guidance) for name in session.recipe.teachers}
+    taught = held = 0
+    for route in session.router(labels)(labels):
+        own = {name: scales[name] for name, weight in zip(scales, route.tolist(), strict=True) if weight}
+        taught += sum(rows_of(scale) for scale in own.values()) if config.distillation else 0
+        held += _anchor_rows(config, scales, own if config.distillation else {})
+    return taught, held
+
+
+def _anchor_rows(config: DistillConfig, scales: Mapping[str, float], own: Mapping[str, float]) -> int:
+    """Rows that the anchor takes for a sample with these teachers of its own: none if it is one of them."""
+    if config.anchor is None or config.anchor.weight == 0:
+        return 0
+    name, scale = config.anchor.model, config.anchor.guidance
+    scale = scales.get(name, config.sampling.guidance) if scale is None else scale
+    return 0 if own.get(name) == scale else rows_of(scale)
