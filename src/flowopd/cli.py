@@ -166,10 +166,11 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe (YAML); a name from recipes/ will do.")],
     gpu: Annotated[str, typer.Option(help="The GPU it is planned for.")] = "a100-80gb",
     flops: Annotated[float | None, typer.Option(help="Or its rate, in floating-point operations a second.")] = None,
+    processes: Annotated[int, typer.Option(help="How many GPUs share an update.")] = 1,
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
-    """What a distillation will take: parameters, memory, work and time of an update, traps. Needs no weights.
+    """What a training will take: parameters, memory, work and time of an update, traps. Needs no weights.
 
     Example: `flowopd plan recipes/sd35-medium.yaml --gpu h100`
     """
@@ -179,7 +180,8 @@ def plan(
     from flowopd.session import Session
     from flowopd.stages import plan as stage
 
-    planned = stage.plan(Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan")), gpu, flops)
+    session = Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan"))
+    planned = stage.plan(session, gpu, flops, processes)
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
 
 

@@ -230,3 +230,34 @@ def test_a_whole_teacher_takes_a_whole_base_unless_it_is_offloaded(world, tmp_pa
 
     whole, away = planned(transformer="x/y"), planned(transformer="x/y", offload=True)
     assert whole["teachers"] - away["teachers"] == pytest.approx(whole["base"])
+
+
+def test_processes_share_the_time_and_not_the_base(world, tmp_path):
+    session = world.session(tmp_path / "out", distill={"samples_per_label": 4, "micro_batch": 2})
+    one, four = plan(session), plan(session, processes=4)
+    assert four.seconds_per_update == pytest.approx(one.seconds_per_update / 4)
+    assert four.forwards_per_update == one.forwards_per_update
+    assert four.memory_gib["base"] == one.memory_gib["base"]
+    assert four.memory_gib["cache"] == pytest.approx(one.memory_gib["cache"] / 4)
+    with pytest.raises(ConfigError, match="0 processes cannot be"):
+        plan(session, processes=0)
+
+
+CARDS = {
+    "sd35-medium": "a100-80gb",
+    "sd35-medium-24gb": "rtx4090",
+    "sd35-medium-8gpu": "h100",
+    "sd35-large": "a100-80gb",
+    "sd35-medium-grpo-mix": "a100-80gb",
+}
+
+
+@pytest.mark.parametrize(("name", "gpu"), CARDS.items())
+def test_shipped_recipes_fit_the_cards_they_are_for(tmp_path, name, gpu):
+    planned = plan(Session(load_recipe(recipe_path(f"{name}.yaml")), tmp_path), gpu)
+    assert not any("do not fit" in warning for warning in planned.warnings)
+
+
+def test_every_shipped_recipe_of_a_public_model_is_planned():
+    shipped = {path.stem for path in recipe_path("sd35-medium.yaml").parent.glob("sd35-*.yaml")}
+    assert shipped == set(CARDS)

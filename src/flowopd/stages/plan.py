@@ -66,18 +66,20 @@ class Plan:
     warnings: list[str]
 
 
-def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None) -> Plan:
-    """The plan of the recipe's `distill`, or else its `grpo_mix`, for one GPU of GPUS, or for a machine of so many
-    floating-point operations a second.
+def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, processes: int = 1) -> Plan:
+    """The plan of the recipe's `distill`, or else its `grpo_mix`, for GPUs of GPUS, one a process, or for machines of so
+    many floating-point operations a second. Memory is that of one process.
 
     Raises ConfigError if the recipe has neither or asks for more steps than there are, the GPU is not known, or the
-    rate is not positive.
+    rate or the number of processes is not positive.
     """
     if gpu not in GPUS:
         raise ConfigError(f"there is no GPU {gpu!r}; known: {', '.join(GPUS)}, or give a rate with --flops")
     if flops is not None and not flops > 0:
         raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
-    work = workload(session)
+    if processes < 1:
+        raise ConfigError(f"{processes} processes cannot be; give 1 or more")
+    work = workload(session).of_one(processes)
     base = sum(p.numel() for p in session.model.skeleton().parameters())
     trained = sum(p.numel() for p in _skeleton(session, work).parameters(STUDENT).values())
     warnings: list[str] = []
@@ -85,14 +87,15 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None) -
     one = _measure(session, work)
     memory = _memory(session, work, base, teachers, trained, one)
     rate = flops or UTILISATION * GPUS[gpu].flops
-    total = (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
+    total = processes * (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
     if memory["total"] > GPUS[gpu].memory and flops is None:
         warnings.append(
             f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch, or set "
             "gradient_checkpointing"
         )
     warnings += _traps(session, work)
-    return Plan(work.stage, trained, base, memory, dict(work.rows), total, total / rate, warnings)
+    rows = {role: round(count * processes) for role, count in work.rows.items()}
+    return Plan(work.stage, trained, base, memory, rows, total, total / rate / processes, warnings)
 
 
 def _teacher_parameters(session: Session, name: str, trained: int, base: int, warnings: list[str]) -> int:

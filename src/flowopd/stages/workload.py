@@ -6,7 +6,7 @@ A row is one sample that passes once; guidance by anything but 1 makes it two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,10 +34,15 @@ class Workload:
     samples: int
     micro_batch: int
     teachers: tuple[str, ...]
-    rows: Mapping[str, int]
+    rows: Mapping[str, float]
+
+    def of_one(self, processes: int) -> Workload:
+        """The share of one of so many processes."""
+        rows = {role: count / processes for role, count in self.rows.items()}
+        return replace(self, samples=-(-self.samples // processes), rows=rows)
 
     @property
-    def forwards(self) -> int:
+    def forwards(self) -> float:
         """Rows that pass forward, whoever they are for."""
         return sum(rows for role, rows in self.rows.items() if role != "backward")
 
