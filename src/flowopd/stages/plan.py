@@ -67,7 +67,7 @@ class Plan:
 
 
 def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, processes: int = 1) -> Plan:
-    """The plan of the recipe's `distill`, or else its `grpo_mix`, for GPUs of GPUS, one a process, or for machines of so
+    """The plan of the recipe's `distill`, or else its `grpo_mix`, for GPUs of GPUS, one a process, or machines of so
     many floating-point operations a second. Memory is that of one process.
 
     Raises ConfigError if the recipe has neither or asks for more steps than there are, the GPU is not known, or the
