@@ -92,6 +92,7 @@ def open_run(recipe: Recipe, out: str | Path) -> Session:
     """
     out = Path(out)
     session = Session(recipe, out)
+    session.open()
     with one_by_one():
         _claim(session)
     return session

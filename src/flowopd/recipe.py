@@ -34,7 +34,7 @@ class AdapterConfig(Strict):
 
 
 class PromptFiles(Strict):
-    """The prompt files of one label."""
+    """The prompts of one label: files, or data sets as `datasets:NAME[@SPLIT][#COLUMN]`."""
 
     train: str | None = None
     test: str | None = None

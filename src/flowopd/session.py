@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -12,12 +12,12 @@ import torch
 from flowopd import conditioning
 from flowopd.adapters import Adapters
 from flowopd.conditioning import Conditioning
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, FlowOpdError
 from flowopd.hub import fetched_folder, located
 from flowopd.lora_file import LoraFile, sha256_of
 from flowopd.models import Model, Source, open_model
 from flowopd.processes import own_rows, state, wait
-from flowopd.prompts import Prompt, read_prompts
+from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
 from flowopd.recipe import AdapterConfig, Recipe
 from flowopd.rewards import Reward, make_reward
 from flowopd.routing import LabelRouter
@@ -32,17 +32,30 @@ class Session:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        device = recipe.device or state().device
-        self.model: Model = open_model(
+        self._whole: dict[str, VelocityField] = {}
+
+    def open(self) -> None:
+        """Open the base now. Raises CheckpointError if there is none by the recipe's name."""
+        _ = self.model
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything runs: the recipe's device, or the best there is."""
+        return torch.device(self.recipe.device or state().device)
+
+    @cached_property
+    def model(self) -> Model:
+        """The base, opened when it is first asked for."""
+        recipe = self.recipe
+        return open_model(
             recipe.base,
             revision=recipe.revision,
-            device=device,
+            device=self.device,
             dtype=getattr(torch, recipe.dtype),
             t5=recipe.t5,
             gradient_checkpointing=recipe.gradient_checkpointing,
             compiled=recipe.compile,
         )
-        self._whole: dict[str, VelocityField] = {}
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -56,11 +69,11 @@ class Session:
     def prompts(self, label: str, split: str) -> list[Prompt]:
         """The prompts of a label's file. Raises ConfigError if the recipe names no such file."""
         files = self.recipe.prompts.get(label)
-        path = getattr(files, split) if files else None
-        if path is None:
+        source = getattr(files, split) if files else None
+        if source is None:
             known = ", ".join(sorted(self.recipe.prompts)) or "none"
             raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); add prompts.{label}.{split}")
-        return read_prompts(located(path), label)
+        return read_prompts(_located(source), label)
 
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
         """The conditioning of these prompts, each encoded once, by one of the processes, into the run's cache."""
@@ -73,7 +86,7 @@ class Session:
 
     def judge(self, name: str) -> Reward:
         """A reward, made as the recipe's `judges` say. Raises ConfigError for an unknown one."""
-        return make_reward(name, self.model.device, self.recipe.judges.get(name))
+        return make_reward(name, self.device, self.recipe.judges.get(name))
 
     def teacher_folder(self, name: str) -> Path:
         """Where the adapter of a teacher lies, brought from the hub if need be.
@@ -139,11 +152,16 @@ class Session:
         return {BASE: self.model.source.fingerprint()} | adapters | {k: v.fingerprint() for k, v in whole.items()}
 
     def prompt_hashes(self) -> dict[str, str]:
-        """sha256 of the recipe's prompt files, by `LABEL.SPLIT`, as far as they exist."""
-        paths = {
-            f"{label}.{split}": located(path)
-            for label, files in self.recipe.prompts.items()
-            for split, path in files
-            if path is not None
-        }
-        return {name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
+        """sha256 of the recipe's prompt files and data sets, by `LABEL.SPLIT`, as far as they can be read."""
+        hashes = {}
+        for label, files in self.recipe.prompts.items():
+            for split, source in files:
+                if source is not None:
+                    with suppress(FlowOpdError):
+                        hashes[f"{label}.{split}"] = sha256_of_prompts(_located(source))
+        return hashes
+
+
+def _located(source: str) -> str | Path:
+    """What a recipe means by a source of prompts: a data set as it is, or a path."""
+    return source if source.startswith(DATASET) else located(source)

@@ -232,6 +232,12 @@ def test_a_mistake_that_can_be_seen_at_once_trains_nothing(flowopd, broken, tmp_
     assert not [name for name in ("coldstart", "student", "checkpoints") if (tmp_path / "out" / name).exists()]
 
 
+def test_a_base_that_is_not_there_leaves_no_folder(flowopd, broken, tmp_path):
+    command, _ = MISTAKES["a base that is not there"]
+    flowopd(*(word.format(**broken, out=tmp_path / "out") for word in command.split()))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("wrong", ["distill.anchor.model=nobody", "routes.composition=nobody"])
 def test_after_a_mistake_the_mended_command_may_use_the_same_folder(flowopd, broken, tmp_path, wrong):
     few = ["distill.optim.updates=1", "distill.samples_per_label=1", "distill.sampling.steps=1"]

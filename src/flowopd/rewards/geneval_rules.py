@@ -1,10 +1,8 @@
 """GenEval's scoring rules (2310.11513) as a pure function of what a detector found and what a prompt asks
 for.
 
-A prompt's metadata is GenEval's own: `include` is a list of clauses {class, count, color?, position?}, all of
-which must hold, `position` being [relation, index of an earlier clause]; `exclude` is a list of {class,
-count}, none of which may be reached. The detector's thresholds and its limit of 16 objects a class are the
-detector's business.
+A prompt's metadata is GenEval's own, read by `flowopd.prompts.composition`. The detector's thresholds and its
+limit of 16 objects a class are the detector's business.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowopd.errors import DataError
+from flowopd.prompts.composition import RELATIONS, Clause, composition
 
 Box = tuple[float, float, float, float]
 
@@ -49,26 +48,19 @@ class Verdict:
     continuous: float
 
 
-@dataclass(frozen=True)
-class _Clause:
-    kind: str
-    count: int
-    colour: str | None
-    relation: str | None
-    target: int
-
-
 def judge(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> Verdict:
     """The verdict on one picture.
 
     Raises DataError if the metadata has no `include`, or a clause that is broken or points at a later one.
     """
-    clauses = _clauses(metadata)
+    where = f"prompt {metadata.get('prompt', '')!r}"
+    asked = composition(metadata, where)
+    if not asked.include:
+        raise DataError(f"{where} has no composition metadata; GenEval's `include` has to name its objects")
+    clauses = asked.include
     ranked = sorted(detections, key=lambda detection: -detection.confidence)
     found = Counter(detection.kind for detection in ranked)
-    official = _all_hold(clauses, ranked) and not any(
-        found[row["class"]] >= row["count"] for row in metadata.get("exclude", ())
-    )
+    official = _all_hold(clauses, ranked) and not any(found[clause.kind] >= clause.count for clause in asked.exclude)
     strict = official and found == _wanted(clauses)
     return Verdict(float(official), float(strict), _continuous(clauses, ranked))
 
@@ -86,35 +78,18 @@ def relations(a: Box, b: Box) -> frozenset[str]:
     if np.abs(rest).max() < 1e-3:
         return frozenset()
     x, y = rest / np.linalg.norm(offset)
-    places = {"left of": -x, "right of": x, "above": -y, "below": y}
+    places = dict(zip(RELATIONS, (-x, x, -y, y), strict=True))
     return frozenset(name for name, share in places.items() if share > 0.5)
 
 
-def _clauses(metadata: Mapping[str, Any]) -> list[_Clause]:
-    prompt = metadata.get("prompt", "")
-    rows = metadata.get("include")
-    if not rows:
-        raise DataError(f"prompt {prompt!r} has no composition metadata; GenEval's `include` has to name its objects")
-    clauses = []
-    for i, row in enumerate(rows):
-        relation, target = row.get("position", (None, 0))
-        if not {"class", "count"} <= row.keys() or row["count"] < 1 or (relation and not 0 <= target < i):
-            raise DataError(
-                f"prompt {prompt!r} has a broken `include` clause {dict(row)}; it needs a class, "
-                "a count of 1 or more, and a position that points at an earlier clause, if any"
-            )
-        clauses.append(_Clause(row["class"], row["count"], row.get("color"), relation, target))
-    return clauses
-
-
-def _wanted(clauses: Sequence[_Clause]) -> Counter[str]:
+def _wanted(clauses: Sequence[Clause]) -> Counter[str]:
     wanted: Counter[str] = Counter()
     for clause in clauses:
         wanted[clause.kind] += clause.count
     return wanted
 
 
-def _all_hold(clauses: Sequence[_Clause], ranked: Sequence[Detection]) -> bool:
+def _all_hold(clauses: Sequence[Clause], ranked: Sequence[Detection]) -> bool:
     """Colour and position are asked of the `count` most confident objects of a class, as GenEval does."""
     groups = [[d for d in ranked if d.kind == clause.kind][: clause.count] for clause in clauses]
     return all(
@@ -125,7 +100,7 @@ def _all_hold(clauses: Sequence[_Clause], ranked: Sequence[Detection]) -> bool:
     )
 
 
-def _in_place(clause: _Clause, group: Sequence[Detection], targets: Sequence[Detection]) -> float:
+def _in_place(clause: Clause, group: Sequence[Detection], targets: Sequence[Detection]) -> float:
     """Share of pairs (object, target) in the clause's relation: 1 without a relation, 0 without a pair."""
     if clause.relation is None:
         return 1.0
@@ -133,7 +108,7 @@ def _in_place(clause: _Clause, group: Sequence[Detection], targets: Sequence[Det
     return float(np.mean(pairs)) if pairs else 0.0
 
 
-def _continuous(clauses: Sequence[_Clause], ranked: Sequence[Detection]) -> float:
+def _continuous(clauses: Sequence[Clause], ranked: Sequence[Detection]) -> float:
     groups = [[d for d in ranked if d.kind == c.kind and c.colour in (None, d.colour)] for c in clauses]
     return float(
         np.mean(

@@ -1,0 +1,74 @@
+"""Prompts: text, the label it is routed by, and GenEval metadata where there is any.
+
+They are read as they lie in the wild: one prompt a line (`.txt`); JSON lines (`.jsonl`) with at least a `prompt`; a
+list of strings or such objects (`.json`); a table with a column `prompt`, else `caption`, else `text` (`.csv`, `.tsv`,
+`.parquet`); or a data set, `datasets:NAME[@SPLIT][#COLUMN]`. A record's own `label`, if it is a word, wins over the
+label that the recipe gives the source; whatever else it says is kept as metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from flowopd.errors import DataError
+from flowopd.prompts.composition import composition
+from flowopd.prompts.files import file_rows, read_bytes
+from flowopd.prompts.rows import Row
+from flowopd.prompts.tables import DATASET, dataset
+
+__all__ = ["DATASET", "Prompt", "read_prompts", "sha256_of_prompts", "write_prompts"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """For example `Prompt("a photo of two hearts", "composition", {"tag": "counting", "include": [...]})`."""
+
+    text: str
+    label: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def read_prompts(source: Path | str, label: str) -> list[Prompt]:
+    """All prompts of a file or data set, in order, repeated ones too; empty lines are passed over.
+
+    Raises DataError if the source is missing, not UTF-8, holds no prompt, or has a broken line or broken GenEval
+    metadata, whose place it names; ConfigError if what it takes to read it is not installed.
+    """
+    found: Iterable[Row] = dataset(source) if _is_dataset(source) else file_rows(Path(source))
+    prompts = [_prompt(row, label) for row in found]
+    if not prompts:
+        raise DataError(f"prompt file {source} holds no prompt; write one a line")
+    return prompts
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Prompts as JSON lines, metadata and label included."""
+    rows = [{**prompt.metadata, "prompt": prompt.text, "label": prompt.label} for prompt in prompts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def sha256_of_prompts(source: Path | str) -> str:
+    """The SHA-256 of a prompt file, or of a data set's rows. Raises as `read_prompts` does for a missing source."""
+    if not _is_dataset(source):
+        return sha256(read_bytes(Path(source))).hexdigest()
+    digest = sha256()
+    for row in dataset(source):
+        digest.update(json.dumps([row.text, row.fields], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _is_dataset(source: Path | str) -> bool:
+    return isinstance(source, str) and source.startswith(DATASET)
+
+
+def _prompt(row: Row, label: str) -> Prompt:
+    if isinstance(row.fields.get("include"), list | dict):
+        composition(row.fields, row.where)
+    own = row.fields.get("label")
+    return Prompt(row.text.strip(), own if isinstance(own, str) and own else label, row.fields)
