@@ -64,7 +64,7 @@ HOMES = {
 LATE = {"__init__", "rewards.registry"}
 """Modules that import by a computed name, which no reading of the source follows."""
 
-MINI_USERS = {"cli", "rewards.mini_geneval", "rewards.mini_quality", "rewards.mini_holdout"}
+MINI_USERS = {"cli", "rewards.mini_geneval", "rewards.mini_quality", "rewards.mini_holdout", "rewards.drawn"}
 MINI_WORDS = {
     "cli": {
         "mini",
@@ -84,8 +84,9 @@ MINI_WORDS = {
         "MiniHoldout",
     },
     "rewards.mini_holdout": {"MiniQuality"},
+    "rewards.drawn": {"mini_geneval", "mini_quality", "mini_holdout"},
 }
-"""Where code outside the mini world may say its name, and what it may say: commands, defaults and the registry."""
+"""Where code outside the mini world may say its name, and what it may say: commands, defaults and tables of rewards."""
 
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}
 
