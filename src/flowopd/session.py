@@ -120,12 +120,12 @@ class Session:
         return Source(teacher.transformer, teacher.revision) if teacher and teacher.transformer else None
 
     def router(self, labels: Sequence[str]) -> LabelRouter:
-        """The recipe's routes, by default each label to the teacher of its name.
+        """The recipe's routes, by default from each teacher's name to that teacher.
 
         Raises DataError for one of these labels without a route.
         """
         teachers = list(self.recipe.teachers)
-        table = self.recipe.routes or {label: label for label in labels if label in teachers}
+        table = self.recipe.routes or dict(zip(teachers, teachers, strict=True))
         router = LabelRouter(table, teachers)
         router(labels)
         return router

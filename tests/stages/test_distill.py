@@ -1,6 +1,7 @@
 """Distillation: what it needs, what it leaves alone, that its two halves are independent, and that it works."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ import torch
 from flowopd.errors import ConfigError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
+from flowopd.pipeline import open_run
+from flowopd.prompts import write_prompts
+from flowopd.recipe import make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
@@ -200,3 +204,11 @@ def test_prompts_are_encoded_once_however_often_they_occur(world, tmp_path, monk
     for _ in range(2):
         session.encode(prompts * 3)
     assert sorted(encoded) == sorted({"", *(prompt.text for prompt in prompts)})
+
+
+def test_a_prompt_is_routed_by_its_own_label_if_it_has_one(world, tmp_path, distilling):
+    prompts = world.session(tmp_path / "a").prompts("composition", "train")
+    write_prompts(tmp_path / "own.jsonl", [replace(prompt, label="quality") for prompt in prompts])
+    tree = world.tree(distill=distilling(updates=1))
+    tree["prompts"] = {"composition": {"train": str(tmp_path / "own.jsonl")}}
+    assert (distill(open_run(make_recipe(tree), tmp_path / "out")) / "adapter_config.json").exists()
