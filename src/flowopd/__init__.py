@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowopd.session import Session
     from flowopd.stages.coldstart import cold_start
     from flowopd.stages.distill import distill
+    from flowopd.stages.doctor import doctor
     from flowopd.stages.evaluate import evaluate
     from flowopd.stages.report import write_report
     from flowopd.stages.teacher import train_teacher
@@ -49,6 +50,7 @@ _HOMES = {
     "session": ("Session",),
     "stages.coldstart": ("cold_start",),
     "stages.distill": ("distill",),
+    "stages.doctor": ("doctor",),
     "stages.evaluate": ("evaluate",),
     "stages.report": ("write_report",),
     "stages.teacher": ("train_teacher",),
@@ -84,6 +86,7 @@ __all__ = [
     "VelocityField",
     "cold_start",
     "distill",
+    "doctor",
     "evaluate",
     "guided",
     "load_recipe",

@@ -16,8 +16,11 @@ import typer
 from flowopd.errors import ConfigError, FlowOpdError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowopd.results import Results
     from flowopd.session import Session
+    from flowopd.stages.doctor import Check
 
 app = typer.Typer(
     help="On-policy distillation for flow-matching text-to-image models: several experts in, one model out.",
@@ -185,6 +188,33 @@ def plan(
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe (YAML), or its name; none is the machine alone.")
+    ] = None,
+    out: Out = Path("runs/run"),
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Find what a machine and a recipe lack before a run does: libraries, room, prompts, experts, sound judges.
+
+    Exit code 1 if a check failed. Example: `flowopd doctor recipes/mini-demo.yaml`
+    """
+    from dataclasses import asdict
+
+    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.stages import doctor as stage
+
+    checks = stage.doctor(load_recipe(recipe_path(recipe), sets or []) if recipe else None, out)
+    if as_json:
+        typer.echo(json.dumps({"ok": stage.passed(checks), "checks": [asdict(check) for check in checks]}))
+    else:
+        _checks(checks)
+    if not stage.passed(checks):
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def evaluate(
     config: Config = None,
@@ -347,6 +377,28 @@ def _table(results: Results) -> None:
     console.print(table)
     for metric, share in results.gap_closed.items():
         console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}")
+
+
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+def _checks(checks: Sequence[Check]) -> None:
+    """A table on a terminal, else a line a check; then what failed, on standard error."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", "check", "fact", "mend")
+        for check in checks:
+            table.add_row(Text(check.state, COLOURS[check.state]), *map(Text, (check.name, check.fact, check.mend)))
+        Console().print(table)
+    else:
+        for check in checks:
+            typer.echo(f"{check.state:8} {check.name}: {check.fact}" + (f"; {check.mend}" if check.mend else ""))
+    failed = [check.name for check in checks if check.state == "failed"]
+    if failed:
+        typer.secho(f"failed: {', '.join(failed)}", fg="red", err=True)
 
 
 def _done(path: Path, following: str) -> None:

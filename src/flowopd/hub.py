@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,8 +12,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +27,11 @@ from torch import Tensor
 from flowopd.errors import CheckpointError
 
 PACKAGE = "package:"
+
+ADAPTER_FILES = ("*.json", "*.safetensors")
+
+PATIENCE = 3.0
+"""Seconds within which a hub that can be reached answers."""
 
 
 def located(name: str | Path) -> Path:
@@ -40,10 +53,53 @@ def fetched_folder(name: str, revision: str | None = None) -> Path:
     if is_local(name):
         return located(name)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"adapter {name} is no folder here, and the hub does not give it: {reason}") from error
+        away = isinstance(error, LocalEntryNotFoundError)
+        reason = "it is out of reach, and its cache has it not" if away else str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"adapter {name} is no folder here, and the hub does not give it ({reason}); check its name, or connect"
+        ) from error
+
+
+def cached_folder(name: str, revision: str | None, *files: str) -> Path | None:
+    """Where these files of a hub id, as far as it has them, lie in the cache; None if they do not."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_files_only=True))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def silence(patience: float = PATIENCE) -> str | None:
+    """Why the hub does not answer within so many seconds; None if it does."""
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    try:
+        status = get_session().head(constants.ENDPOINT, timeout=patience).status_code
+    except HTTPError as error:
+        return f"{constants.ENDPOINT}: {str(error).strip() or type(error).__name__}"
+    return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
+
+
+def refusal(name: str) -> str | None:
+    """Why the hub does not give a repository to this user; None if it does."""
+    try:
+        HfApi().auth_check(name)
+    except GatedRepoError:
+        return f"{name} is gated, and its terms are not accepted by this user"
+    except (HFValidationError, HTTPError) as error:
+        return f"{name}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside, the hub is not asked: what its cache does not hold fails at once."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetched(kind: Any, name: str, **options: Any) -> Any:

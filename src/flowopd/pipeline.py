@@ -14,7 +14,7 @@ import torch
 from flowopd.errors import ConfigError
 from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
-from flowopd.recipe import Recipe, RewardConfig, make_recipe
+from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results, replace_text
 from flowopd.rewards.registry import check_reward
 from flowopd.session import Session
@@ -69,8 +69,7 @@ def check(session: Session) -> None:
     files that cannot be read and labels without a route.
     """
     recipe = session.recipe
-    trained: list[RewardConfig] = [teacher.train for teacher in recipe.teachers.values() if teacher.train is not None]
-    trained += recipe.grpo_mix.tasks.values() if recipe.grpo_mix else ()
+    trained = recipe.rewarded()
     metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
     for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics)]:
         check_reward(reward)

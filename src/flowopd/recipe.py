@@ -217,6 +217,11 @@ class Recipe(Strict):
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
 
+    def rewarded(self) -> list[RewardConfig]:
+        """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""
+        teachers = [teacher.train for teacher in self.teachers.values() if teacher.train is not None]
+        return [*teachers, *(self.grpo_mix.tasks.values() if self.grpo_mix else ())]
+
 
 def recipe_path(name: str) -> Path:
     """A recipe by path, or by name among those that ship with the package."""

@@ -1,6 +1,7 @@
 """Each command does its stage, says on standard output where the result is, and leaves it there."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -121,3 +122,38 @@ def test_mini_prompts_writes_the_shipped_files_again(flowopd, tmp_path):
     shipped = located("package:mini/prompts")
     for file in shipped.rglob("*.jsonl"):
         assert (tmp_path / "prompts" / file.relative_to(shipped)).read_bytes() == file.read_bytes()
+
+
+def test_doctor_says_what_it_looked_at_and_makes_no_folder(flowopd, world, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(world.whole()))
+    made = flowopd("doctor", recipe, "--out", tmp_path / "out")
+    assert made.code == 0 and not made.err and not (tmp_path / "out").exists()
+    assert {line[:8].strip() for line in made.out.splitlines()} <= {"ok", "warning"}
+    assert "judge mini_quality: scores 4 golden pictures" in made.out
+
+
+def test_doctor_without_a_recipe_looks_at_the_machine(flowopd):
+    row = json.loads(flowopd("doctor", "--json").out)
+    assert row["ok"] and [check["name"] for check in row["checks"]] == ["versions", "device", "threads", "hub", "disk"]
+
+
+def test_doctor_ends_with_1_and_a_list_of_what_failed(flowopd, world, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(world.whole()))
+    wrong = sets("routes={}", "prompts.quality.test=no.txt", "evaluate.metrics.quality.reward=mini_qualty")
+    made = flowopd("doctor", recipe, *wrong, "--json")
+    row = json.loads(made.out)
+    assert made.code == 1 and made.out.count("\n") == 1 and not row["ok"]
+    assert all(set(check) == {"name", "state", "fact", "mend"} for check in row["checks"])
+    named = [check["name"] for check in row["checks"] if check["state"] == "failed"]
+    assert {"prompts quality.test", "judge mini_qualty"} <= set(named)
+    plain = flowopd("doctor", recipe, *wrong)
+    assert plain.code == 1 and plain.err == f"failed: {', '.join(named)}\n"
+    assert "failed   prompts quality.test: prompt file no.txt does not exist; check the path" in plain.out
+
+
+def test_doctor_draws_a_table_on_a_terminal(flowopd, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = flowopd("doctor")
+    assert shown.code == 0 and "versions" in shown.out and "┃" in shown.out

@@ -38,6 +38,10 @@ class Model(Protocol):
         """(C, H, W) of the latents of a picture of that size in pixels."""
         ...
 
+    def check_whole(self, source: Source) -> str | None:
+        """The subfolder of a source with another transformer, which has to fit."""
+        ...
+
     def whole(self, source: Source, offload: bool) -> VelocityField:
         """The velocity of another transformer of this family."""
         ...

@@ -95,19 +95,26 @@ class Sd3:
             block.compile()
         return transformer.requires_grad_(False).eval().to(self.device)
 
-    def whole(self, source: Source, offload: bool) -> Sd3Field:
-        """The velocity of another transformer: a transformer's folder, or a pipeline's with one in it.
+    def check_whole(self, source: Source) -> str | None:
+        """The subfolder of a source that its transformer lies in, if any, from configs alone.
 
-        With `offload` its blocks wait on the CPU and come to the device when they are run. Raises CheckpointError if it
-        cannot be loaded, or takes other latents or texts than the base.
+        Raises CheckpointError if it has none, or it takes other latents or texts than the base.
         """
         folder = "transformer" if source.is_pipeline else None
         theirs, ours = source.load_config(SD3Transformer2DModel, folder), self.config
         other = [key for key in ALIKE if theirs.get(key) != ours.get(key)]
         if other:
-            raise CheckpointError(
-                f"{source.name} has {other[0]} {theirs.get(other[0])}, the base {ours.get(other[0])}: no teacher for it"
-            )
+            key, said = other[0], "; it is no teacher for it"
+            raise CheckpointError(f"{source.name} has {key} {theirs.get(key)}, the base {ours.get(key)}{said}")
+        return folder
+
+    def whole(self, source: Source, offload: bool) -> Sd3Field:
+        """The velocity of another transformer: a transformer's folder, or a pipeline's with one in it.
+
+        With `offload` its blocks wait on the CPU and come to the device when they are run. Raises CheckpointError if it
+        cannot be loaded, or does not fit.
+        """
+        folder = self.check_whole(source)
         transformer = source.load(SD3Transformer2DModel, folder, dtype=self.dtype).requires_grad_(False).eval()
         if not offload:
             return Sd3Field(transformer.to(self.device))

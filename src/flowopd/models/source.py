@@ -10,9 +10,16 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from flowopd.errors import CheckpointError
-from flowopd.hub import fetched, is_local, located
+from flowopd.hub import cached_folder, fetched, is_local, located
+
+INDEX = "model_index.json"
+"""The file that names the parts of a pipeline."""
+
+CONFIG = "config.json"
+"""The file that says what a model is."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,29 @@ class Source:
         try:
             return dict(kind.load_config(self.path, subfolder=subfolder, revision=self.revision))
         except OSError as error:
-            raise CheckpointError(f"model {self.name} has no readable config of its {subfolder or 'own'}") from error
+            raise CheckpointError(
+                f"model {self.name} has no readable config of its {subfolder or 'own'}; fetch it again"
+            ) from error
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files lie: a folder, or the hub's cache; None if they are not on this machine."""
+        if is_local(self.name):
+            return located(self.name) if located(self.name).is_dir() else None
+        return cached_folder(self.name, self.revision, INDEX, CONFIG)
+
+    def weights(self) -> int:
+        """Bytes of the weights of all parts, as far as they are on this machine; only their heads are read.
+
+        Raises CheckpointError if a part is missing, or its weights are missing or cut short.
+        """
+        folder = self.folder
+        if folder is None:
+            return 0
+        if not self.is_pipeline:
+            return _weights(folder)
+        parts = [name for name, kind in self._index().items() if isinstance(kind, list) and all(kind)]
+        return sum(_weights(folder / name) for name in parts)
 
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
@@ -69,17 +98,32 @@ class Source:
     def _index(self) -> dict[str, Any]:
         folder = located(self.name)
         try:
-            file = folder / "model_index.json" if is_local(self.name) else self._from_hub()
+            file = folder / INDEX if is_local(self.name) else self._from_hub()
             return json.loads(Path(file).read_text())
         except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
             raise CheckpointError(
-                f"model {self.name} has no readable model_index.json; give a diffusers folder or a hub id"
+                f"model {self.name} has no readable {INDEX}; give a diffusers folder or a hub id"
             ) from None
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"{folder / 'model_index.json'} is not JSON ({error.msg}); restore it") from None
+            raise CheckpointError(f"{folder / INDEX} is not JSON ({error.msg}); restore it") from None
 
     def _from_hub(self) -> str:
-        return hf_hub_download(self.name, "model_index.json", revision=self.revision)
+        return hf_hub_download(self.name, INDEX, revision=self.revision)
+
+
+def _weights(part: Path) -> int:
+    """The bytes of a part's weights; 0 for a part that has none, such as a tokenizer."""
+    if not part.is_dir():
+        raise CheckpointError(f"{part} is missing; fetch the model again")
+    files = [*part.glob("*.safetensors"), *part.glob("*.bin")]
+    if (part / CONFIG).exists() and not files:
+        raise CheckpointError(f"{part} holds no weights; fetch the model again")
+    for file in part.glob("*.safetensors"):
+        try:
+            safe_open(file, framework="pt").keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is cut short or no weights ({error}); fetch the model again") from None
+    return sum(file.stat().st_size for file in files)
 
 
 def _ends(file: Path, size: int = 1 << 16) -> bytes:

@@ -1,0 +1,63 @@
+"""The prompts of a recipe, read to the last line, and where they are routed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from flowopd.errors import DataError
+from flowopd.recipe import Recipe
+from flowopd.session import BASE, Session
+from flowopd.stages.doctor.check import FAILED, OK, WARNING, Check, looked
+
+LONGEST = 2000
+"""Characters beyond which the text encoders, which read 256 tokens at most, surely cut a prompt."""
+
+
+def prompts(session: Session) -> Iterator[Check]:
+    """One check for each source of prompts."""
+    for label, split in sources(session.recipe):
+        yield looked(f"prompts {label}.{split}", lambda label=label, split=split: _source(session, label, split))
+
+
+def sources(recipe: Recipe) -> list[tuple[str, str]]:
+    """Label and split of every source that a recipe names."""
+    return [(label, split) for label, files in recipe.prompts.items() for split, source in files if source is not None]
+
+
+def _source(session: Session, label: str, split: str) -> Check:
+    read = session.prompts(label, split)
+    texts = [prompt.text for prompt in read]
+    repeated, cut = len(texts) - len(set(texts)), sum(len(text) > LONGEST for text in texts)
+    fact = f"{len(texts)} prompts, {repeated} of them repeated, the longest of {max(map(len, texts))} characters"
+    mends = ["drop what is repeated, unless it is to weigh more"] if repeated else []
+    mends += [f"shorten the {cut} of more than {LONGEST} characters: text encoders cut them"] if cut else []
+    return Check(f"prompts {label}.{split}", WARNING if mends else OK, fact, "; ".join(mends))
+
+
+def routes(session: Session) -> Iterator[Check]:
+    """The check that every training prompt has a teacher, and the anchor is one, where a student is distilled."""
+    if session.recipe.distill is not None:
+        yield looked("routes", lambda: _routes(session))
+
+
+def _routes(session: Session) -> Check:
+    labels = list(dict.fromkeys(label for given in session.recipe.prompts for label in _labels(session, given)))
+    router = session.router(labels)
+    config = session.recipe.distill
+    known = (BASE, *session.recipe.teachers)
+    if config is not None and config.anchor is not None and config.anchor.model not in known:
+        fact = f"the anchor {config.anchor.model!r} is no model of the recipe"
+        return Check("routes", FAILED, fact, f"set distill.anchor.model to one of {', '.join(known)}")
+    shares = [
+        " + ".join(f"{weight:.3g} {name}" for name, weight in zip(router.teachers, row, strict=True) if weight)
+        for row in router(labels).tolist()
+    ]
+    return Check("routes", OK, ", ".join(f"{label} to {share}" for label, share in zip(labels, shares, strict=True)))
+
+
+def _labels(session: Session, label: str) -> list[str]:
+    """A label, and those that its training prompts, as far as they can be read, bring along."""
+    with suppress(DataError):
+        return [label, *(prompt.label for prompt in session.prompts(label, "train"))]
+    return [label]
