@@ -1,5 +1,6 @@
 """The doctor names what is wrong with a machine, a recipe's files and its judges, and makes every other check."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,23 @@ def test_a_truncated_teacher_is_named(looked, world, tmp_path):
     assert failed(checks) == ["teacher quality"] and "damaged" in checks["teacher quality"].fact
 
 
+def test_a_whole_transformer_is_held_against_the_base_by_its_config(looked, world, tmp_path):
+    def whole(folder):
+        return lambda tree: tree["teachers"].update(quality={"transformer": str(folder)})
+
+    checks = looked(change=whole(world.base))
+    assert checks["teacher quality"].state == OK and "a whole transformer" in checks["teacher quality"].fact
+    other = shutil.copytree(world.base / "transformer", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"joint_attention_dim": 7}))
+    checks = looked(change=whole(other))
+    assert failed(checks) == ["teacher quality"] and "joint_attention_dim 7" in checks["teacher quality"].fact
+    (other / "config.json").write_text(json.dumps(config))
+    next(other.glob("*.safetensors")).write_bytes(b"cut")
+    checks = looked(change=whole(other))
+    assert failed(checks) == ["teacher quality"] and "cut short" in checks["teacher quality"].fact
+
+
 def test_two_teachers_of_one_file_are_named(looked, world, tmp_path):
     shutil.copytree(world.experts / "composition", tmp_path / "twin")
     checks = looked(f"teachers.quality.adapter={tmp_path / 'twin'}")
@@ -283,7 +301,9 @@ def test_weights_of_the_base_that_are_not_whole_are_named(looked, world, tmp_pat
     else:
         shutil.rmtree(base / "vae")
     checks = looked(f"base={base}")
-    assert failed(checks) == ["base"] and "vae" in checks["base"].fact and "fetch it again" in checks["base"].mend
+    assert (
+        failed(checks) == ["base"] and "vae" in checks["base"].fact and "fetch the model again" in checks["base"].mend
+    )
 
 
 def test_disk_is_held_against_conditions_and_checkpoints(looked, world, monkeypatch, tmp_path):
