@@ -66,6 +66,11 @@ class Session:
         """(C, H, W) of the latents of the recipe's pictures."""
         return self.model.latent_shape(self.recipe.resolution, self.recipe.resolution)
 
+    def condition_bytes(self) -> int:
+        """What one encoded prompt takes, in memory and in the cache."""
+        numbers = sum(tensor.numel() for tensor in self.model.blank(1).tensors.values())
+        return numbers * getattr(torch, self.recipe.dtype).itemsize
+
     def prompts(self, label: str, split: str) -> list[Prompt]:
         """The prompts of a label's file. Raises ConfigError if the recipe names no such file."""
         files = self.recipe.prompts.get(label)

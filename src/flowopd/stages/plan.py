@@ -147,7 +147,6 @@ def _memory(
 ) -> dict[str, float]:
     """GiB on the device by part. The encoders are gone before training begins, so the total has the larger of both."""
     size = getattr(torch, session.recipe.dtype).itemsize
-    condition = sum(tensor.numel() for tensor in session.model.blank(1).tensors.values())
     training = {
         "base": base * size,
         "teachers": teachers * size,
@@ -156,7 +155,7 @@ def _memory(
         "optimizer": trained * FP32 * MOMENTS,
         "average": trained * FP32 if work.optim.ema else 0,
         "activations": one.kept,
-        "cache": work.samples * condition * size,
+        "cache": work.samples * session.condition_bytes(),
     }
     encoders = session.model.encoder_bytes()
     total = LIBRARIES + max(sum(training.values()), encoders)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property, partial
 
-import torch
-
 from flowopd.adapters import Adapters
 from flowopd.conditioning import NULL
 from flowopd.errors import FlowOpdError
@@ -132,13 +130,10 @@ def needed(session: Session, skeleton: Skeleton) -> dict[str, float]:
     for shape in _trainings(session.recipe).values():
         with suppress(FlowOpdError):
             numbers += skeleton.size(skeleton.adapters, shape)
-    itemsize = getattr(torch, session.recipe.dtype).itemsize
-    each = itemsize * sum(tensor.numel() for tensor in session.model.blank(1).tensors.values())
-    cache = session.out / "cache"
-    there = sum(file.stat().st_size for file in cache.rglob("*.safetensors"))
+    there = sum(file.stat().st_size for file in (session.out / "cache").rglob("*.safetensors"))
     texts = _encoded(session)
     return {
-        f"{len(texts)} encoded prompts": max(0, each * len(texts) - there),
+        f"{len(texts)} encoded prompts": max(0, session.condition_bytes() * len(texts) - there),
         "checkpoints": numbers * FP32 * (STATES * KEPT + COPIES),
     }
 
