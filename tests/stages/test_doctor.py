@@ -77,6 +77,12 @@ def test_a_sound_recipe_passes_every_check(looked, world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_routes_are_told(looked):
+    assert looked()["routes"].fact == "composition to composition 100%, quality to quality 100%"
+    mixed = looked("routes={composition: composition, quality: {composition: 1, quality: 3}}")
+    assert mixed["routes"].fact == "composition to composition 100%, quality to composition 25% and quality 75%"
+
+
 def test_no_weights_of_the_base_are_read(looked, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a doctor reads no weights of the base")

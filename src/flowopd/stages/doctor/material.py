@@ -50,7 +50,7 @@ def _routes(session: Session) -> Check:
         fact = f"the anchor {config.anchor.model!r} is no model of the recipe"
         return Check("routes", FAILED, fact, f"set distill.anchor.model to one of {', '.join(known)}")
     shares = [
-        " + ".join(f"{weight:.3g} {name}" for name, weight in zip(router.teachers, row, strict=True) if weight)
+        " and ".join(f"{name} {weight:.0%}" for name, weight in zip(router.teachers, row, strict=True) if weight)
         for row in router(labels).tolist()
     ]
     return Check("routes", OK, ", ".join(f"{label} to {share}" for label, share in zip(labels, shares, strict=True)))
