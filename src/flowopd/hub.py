@@ -72,7 +72,7 @@ def cached_folder(name: str, revision: str | None, *files: str) -> Path | None:
 
 def silence(patience: float = PATIENCE) -> str | None:
     """Why the hub does not answer within so many seconds; None if it does."""
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         status = get_session().head(constants.ENDPOINT, timeout=patience).status_code
