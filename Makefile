@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance lint clean
+.PHONY: demo test acceptance full-size lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -13,7 +13,11 @@ test: .venv/ready lint
 
 # What the demo promises, measured on the whole test split: about a quarter of an hour.
 acceptance: .venv/ready
-	$(BIN)/python -m pytest -m slow tests/acceptance
+	$(BIN)/python -m pytest -m slow tests/acceptance/test_demo.py
+
+# One update of the real transformer's size on a CPU: about ten minutes, 12 GiB of memory and 10 GiB of disk.
+full-size: .venv/ready
+	$(BIN)/python -m pytest -m slow tests/acceptance/test_full_size.py -s
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ FP32 = 4
 
 MOMENTS = 2
 
-LIBRARIES = int(0.6 * GIB)
+LIBRARIES = int(0.5 * GIB)
 """What torch and its libraries take before any model, in a process on a CPU or as a context on a GPU."""
 
 
@@ -80,12 +80,13 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     if processes < 1:
         raise ConfigError(f"{processes} processes cannot be; give 1 or more")
     work = workload(session).of_one(processes)
-    base = sum(p.numel() for p in session.model.skeleton().parameters())
+    skeleton = session.model.skeleton()
+    base, kept = (sum(t.numel() for t in tensors) for tensors in (skeleton.parameters(), skeleton.buffers()))
     trained = sum(p.numel() for p in _skeleton(session, work).parameters(STUDENT).values())
     warnings: list[str] = []
-    teachers = sum(_teacher_parameters(session, name, trained, base, warnings) for name in work.teachers)
+    teachers = sum(_teacher_parameters(session, name, trained, base + kept, warnings) for name in work.teachers)
     one = _measure(session, work)
-    memory = _memory(session, work, base, teachers, trained, one)
+    memory = _memory(session, work, base + kept, teachers, trained, one)
     rate = flops or UTILISATION * GPUS[gpu].flops
     total = processes * (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
     if memory["total"] > GPUS[gpu].memory and flops is None:
