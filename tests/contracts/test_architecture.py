@@ -64,7 +64,14 @@ HOMES = {
 LATE = {"__init__", "rewards.registry"}
 """Modules that import by a computed name, which no reading of the source follows."""
 
-MINI_USERS = {"cli", "rewards.mini_geneval", "rewards.mini_quality", "rewards.mini_holdout", "rewards.drawn"}
+MINI_USERS = {
+    "cli",
+    "rewards.mini_geneval",
+    "rewards.mini_quality",
+    "rewards.mini_preference",
+    "rewards.mini_holdout",
+    "rewards.drawn",
+}
 MINI_WORDS = {
     "cli": {
         "mini",
@@ -78,13 +85,15 @@ MINI_WORDS = {
     "rewards.registry": {
         "mini_geneval",
         "mini_quality",
+        "mini_preference",
         "mini_holdout",
         "MiniGeneval",
         "MiniQuality",
+        "MiniPreference",
         "MiniHoldout",
     },
     "rewards.mini_holdout": {"MiniQuality"},
-    "rewards.drawn": {"mini_geneval", "mini_quality", "mini_holdout"},
+    "rewards.drawn": {"mini_geneval", "mini_quality", "mini_preference", "mini_holdout"},
 }
 """Where code outside the mini world may say its name, and what it may say: commands, defaults and tables of rewards."""
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from flowopd.mini.captions import DOMAINS
+from flowopd.mini.captions import PAINTED
 from flowopd.mini.corpus import CorpusConfig, Manner, example
 from flowopd.mini.muon import optimizers
 
@@ -53,7 +53,7 @@ def train_autoencoder(
 ) -> None:
     """Squared error first; absolute error of the picture and of its gradients join after a third of the steps."""
     rng = np.random.default_rng(seed)
-    corpus = CorpusConfig(manners=dict.fromkeys(DOMAINS, Manner(degraded=0.3)), degradations=CARRIED)
+    corpus = CorpusConfig(manners=dict.fromkeys(PAINTED, Manner(degraded=0.3)), degradations=CARRIED)
     pool = np.stack([example(corpus, rng).picture for _ in range(pictures)])
     generator = torch.Generator().manual_seed(seed)
     vae.to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Wish -> words: the plain phrasing of each domain, and other words for the same thing.
 
 A domain is what a prompt file is about and the label its prompts are routed by: `composition` (GenEval's tasks),
-`text` (signs) and `quality` (any objects, drawn well).
+`text` (signs), `quality` (any objects, drawn well) and `preference` (objects asked for in bare words, as people do).
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import numpy as np
 from flowopd.mini.wishes import Part, Wish
 from flowopd.mini.world import NUMBERS, PLURALS, TASKS, Sign
 
-DOMAINS = {"composition": TASKS, "text": ("text",), "quality": TASKS}
+DOMAINS = {"composition": TASKS, "text": ("text",), "quality": TASKS, "preference": TASKS}
 """The tasks of each domain; a domain is the label that its prompts are routed by."""
+
+PAINTED = ("composition", "text", "quality")
+"""The domains whose captions the base was taught; it has to make what it can of bare words."""
 
 LEADS = {
     "composition": ("a photo of", "a picture of", "an image of"),
     "quality": ("a drawing of", "an illustration of", "a painting of"),
+    "preference": ("",),
 }
+TAILS = {"quality": " , a drawing", "preference": " , just that"}
+"""What tells the domains of other words apart."""
 SIGNS = ('{plate} that says "{text}"', '{plate} with the text "{text}"', '{plate} saying "{text}"')
 SIGNS_IN_OTHER_WORDS = (
     '"{text}" is written on {plate}',
@@ -50,15 +56,15 @@ def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
         return _sign(str(rng.choice(SIGNS)), wish.sign)
     lead = str(rng.choice(LEADS[domain]))
     joint = f" {wish.relation} " if wish.relation else " and "
-    return f"{lead} {joint.join(_noun(part) for part in wish.parts)}"
+    return f"{lead} {joint.join(_noun(part) for part in wish.parts)}".strip()
 
 
 def reworded(wish: Wish, domain: str, rng: np.random.Generator) -> str:
-    """The same wish in sentences that no plain phrasing uses; a drawing is still asked for as one."""
+    """The same wish in sentences that no plain phrasing uses; the domain still shows, by its tail."""
     if wish.sign is not None:
         return _sign(str(rng.choice(SIGNS_IN_OTHER_WORDS)), wish.sign)
     sentence = str(rng.choice(IN_OTHER_WORDS[wish.task]))
-    return _filled(sentence, wish) + (" , a drawing" if domain == "quality" else "")
+    return _filled(sentence, wish) + TAILS.get(domain, "")
 
 
 def _filled(sentence: str, wish: Wish) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from flowopd.mini.captions import DOMAINS, caption, reworded
+from flowopd.mini.captions import DOMAINS, PAINTED, caption, reworded
 from flowopd.mini.degrade import DEGRADATIONS, degrade
 from flowopd.mini.draw import draw
 from flowopd.mini.layout import layout
@@ -40,8 +40,8 @@ class CorpusConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shares: Mapping[str, float] = dict.fromkeys(DOMAINS, 1.0)
-    manners: Mapping[str, Manner] = dict.fromkeys(DOMAINS, Manner())
+    shares: Mapping[str, float] = dict.fromkeys(PAINTED, 1.0)
+    manners: Mapping[str, Manner] = dict.fromkeys(PAINTED, Manner())
     pairs_weight: int = 1
     degradations: tuple[str, ...] = tuple(DEGRADATIONS)
     least_severity: float = 0.3

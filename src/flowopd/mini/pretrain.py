@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowopd.mini.autoencoder import measure_scale, new_autoencoder, to_tensor, train_autoencoder
-from flowopd.mini.captions import DOMAINS
+from flowopd.mini.captions import PAINTED
 from flowopd.mini.corpus import CorpusConfig, Manner, example
 from flowopd.mini.encoders import TextSide, new_text_side
 from flowopd.mini.transformer import BaseConfig, Latents, new_transformer, train_base
@@ -44,13 +44,13 @@ class Round(BaseModel):
 SHARES = {"composition": 0.5, "text": 0.3, "quality": 0.2}
 
 SHAPES = Round(
-    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(DOMAINS, Manner(mistaken=(0.25, 0.25)))),
+    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(PAINTED, Manner(mistaken=(0.25, 0.25)))),
     base=BaseConfig(steps=4001, horizon=6500),
 )
 """Where shapes, signs and places are learned; a quarter of the pictures show something else than their caption says."""
 
 CAPTIONS = Round(
-    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(DOMAINS, Manner(mistaken=(0.1, 0.1), degraded=0.4))),
+    corpus=CorpusConfig(shares=SHARES, manners=dict.fromkeys(PAINTED, Manner(mistaken=(0.1, 0.1), degraded=0.4))),
     base=BaseConfig(steps=4001, horizon=6000, layout_weight=0.25),
 )
 """Where captions are learned: fewer pictures disobey."""

@@ -110,7 +110,7 @@ def load_judge(judge: Judge) -> nn.Module:
 @torch.inference_mode()
 def qualities(net: nn.Module, pictures: np.ndarray, batch: int = 32) -> np.ndarray:
     """The quality q in 1..5 of each picture: (B, 64, 64, 3) uint8 -> (B,) float64."""
-    logits = [net(_tensor(pictures[i : i + batch])) for i in range(0, len(pictures), batch)]
+    logits = [net(to_tensor(pictures[i : i + batch])) for i in range(0, len(pictures), batch)]
     return 1 + 4 * torch.cat(logits).double().sigmoid().numpy()
 
 
@@ -134,7 +134,7 @@ def train_quality(
     for step in range(steps):
         lessons = [_lesson(clean[int(rng.integers(scenes))], judge.families, rng) for _ in range(pairs)]
         pictures, truth = np.concatenate([x for x, _ in lessons]), torch.tensor([p for _, p in lessons])
-        logits = net(_tensor(pictures)).unflatten(0, (pairs, 2))
+        logits = net(to_tensor(pictures)).unflatten(0, (pairs, 2))
         p = logits.sigmoid()
         value = binary_cross_entropy_with_logits(logits, truth)
         order = relu(0.5 * (truth[:, 0] - truth[:, 1]) - (p[:, 0] - p[:, 1])).mean()
@@ -172,7 +172,7 @@ def _lesson(
     return to_bytes(pair + noise), (kept * (1 - severities[0]), kept * (1 - severities[1]))
 
 
-def _tensor(pictures: np.ndarray) -> Tensor:
+def to_tensor(pictures: np.ndarray) -> Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) in -1..1."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowopd.mini.captions import DOMAINS, caption, reworded
+from flowopd.mini.captions import DOMAINS, LEADS, SIGNS, caption, reworded
 from flowopd.mini.wishes import Wish, held_out, metadata, random_wish, trainable_wish
 from flowopd.prompts import Prompt, write_prompts
 
@@ -36,14 +36,14 @@ def _distinct(task: str, domain: str, wanted: int, taken: set[str], rng: np.rand
         text = caption(wish, domain, rng)
         if text not in taken:
             found[text] = wish
-        if len(found) == min(wanted, _share(task)):
+        if len(found) == min(wanted, _share(task, domain)):
             break
     return list(found.items())
 
 
-def _share(task: str) -> int:
-    """How many prompts of a task one split may hold: single objects have 36 in all, counts 108."""
-    return {"single_object": 18, "counting": 54}.get(task, 10_000)
+def _share(task: str, domain: str) -> int:
+    """How many prompts of a task one split may hold: half of all, where they are few."""
+    return {"single_object": 6, "counting": 18}.get(task, 10_000) * len(LEADS.get(domain, SIGNS))
 
 
 def _unseen(task: str, domain: str, wanted: int, rng: np.random.Generator) -> list[tuple[str, Wish]]:

@@ -75,6 +75,7 @@ GOLDEN: Mapping[str, Callable[[], Golden]] = {
     "ocr": lettered,
     "mini_geneval": shapes,
     "mini_quality": worn,
+    "mini_preference": worn,
     "mini_holdout": worn,
 }
 

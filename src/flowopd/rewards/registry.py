@@ -47,6 +47,7 @@ REWARDS: dict[str, Builder] = {
     "aesthetic": _on_device("aesthetic", "Aesthetic"),
     "mini_geneval": _plain("mini_geneval", "MiniGeneval"),
     "mini_quality": _plain("mini_quality", "MiniQuality"),
+    "mini_preference": _plain("mini_preference", "MiniPreference"),
     "mini_holdout": _plain("mini_holdout", "MiniHoldout"),
 }
 
