@@ -1,4 +1,11 @@
-"""Small random models of the classes that the real judges use, as folders."""
+"""Small random models of the classes that the real judges use, as folders, and servers to ask."""
+
+import json
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock, Thread
 
 import pytest
 import torch
@@ -65,3 +72,67 @@ def detector_folder(tmp_path_factory):
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
     return str(folder)
+
+
+@dataclass
+class Served:
+    """A server of a test: its address, and the requests it got as (method, path, headers, JSON body)."""
+
+    url: str
+    requests: list = field(default_factory=list)
+
+
+@pytest.fixture
+def serve():
+    """Starts HTTP servers; `answer(method, path, body, count)` gives (status, text) or (status, text, headers).
+
+    `count` is the number of requests before this one. Text that is an iterator is sent part by part.
+    """
+    stopped, servers = Event(), []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.answer(None)
+
+            def do_POST(self):
+                self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def answer(self, body):
+                with lock:
+                    count = len(served.requests)
+                    served.requests.append((self.command, self.path, dict(self.headers), body))
+                status, text, *more = answer(self.command, self.path, body, count)
+                self.send_response(status)
+                for name, value in (more[0] if more else {}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with suppress(OSError):
+                    for part in [text] if isinstance(text, str) else text:
+                        self.wfile.write(part.encode())
+                        self.wfile.flush()
+
+            def log_message(self, *_):
+                pass
+
+        lock = Lock()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        served = Served(f"http://127.0.0.1:{server.server_port}/v1")
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return served
+
+    start.stopped = stopped
+    yield start
+    stopped.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def dead_url():
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
