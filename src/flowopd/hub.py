@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowopd.errors import CheckpointError
 
@@ -116,14 +116,38 @@ def fetched(kind: Any, name: str, **options: Any) -> Any:
 def fetched_tensors(name: str) -> dict[str, Tensor]:
     """The tensors of a weights file: a path, or `OWNER/NAME/FILE` on the hub. Nothing but tensors is unpickled.
 
-    Raises CheckpointError if there is no such file, or it holds anything else.
+    A training checkpoint gives its `state_dict`. Raises CheckpointError if there is no such file, or it holds anything
+    else.
     """
     path = Path(name)
     try:
         if not path.exists():
             owner, repository, file = name.split("/", 2)
             path = Path(hf_hub_download(f"{owner}/{repository}", file))
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, UnpicklingError, HfHubHTTPError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"weights {name} cannot be loaded: {reason}; give a path, or OWNER/NAME/FILE") from error
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"weights {name} hold other things than tensors by name; give a state dict")
+    return dict(tensors)
+
+
+def filled(net: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+    """`net` with exactly these tensors, frozen and in evaluation mode; `name` is the file's, for errors.
+
+    Raises CheckpointError for a tensor that is missing, that the net has no place for, or that has another shape.
+    """
+    own = net.state_dict()
+    faults = [f"lack {key}" for key in own if key not in tensors]
+    faults += [f"hold {key}, which has no place in the net" for key in tensors if key not in own]
+    faults += [
+        f"hold {key} of {tuple(tensors[key].shape)} where the net has {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if faults:
+        raise CheckpointError(f"weights {name} {faults[0]} ({len(faults)} such); give the file of this very model")
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)

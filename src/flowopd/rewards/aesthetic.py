@@ -61,5 +61,5 @@ class Aesthetic:
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)
-        score = self._head(self._clip.see(pictures)).double().cpu().numpy()
+        score = self._head(self._clip.see(pictures)).cpu().double().numpy()
         return Scores(np.clip(score / FULL, 0, 1), {"aesthetic": score})

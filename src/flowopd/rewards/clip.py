@@ -16,9 +16,9 @@ from flowopd.hub import fetched
 
 
 class Clip:
-    """A CLIP by hub id or folder; `processor` where the weights come without one.
+    """A CLIP by hub id or folder; `processor` where the weights come without one, `model` where they are elsewhere.
 
-    Raises CheckpointError if either cannot be loaded.
+    Raises CheckpointError if a part cannot be loaded.
     """
 
     def __init__(
@@ -26,12 +26,18 @@ class Clip:
         name: str,
         *,
         processor: str | None = None,
+        model: CLIPModel | None = None,
         device: str | torch.device = "cpu",
         batch: int = 16,
     ) -> None:
-        self._model = fetched(CLIPModel, name).eval().requires_grad_(False).to(device)
+        self._model = (model or fetched(CLIPModel, name)).eval().requires_grad_(False).to(device)
         self._processor: Any = fetched(AutoProcessor, processor or name)
         self._device, self._batch = device, batch
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of what this CLIP looks at."""
+        return self._model.config.vision_config.image_size
 
     @property
     def scale(self) -> float:
@@ -51,7 +57,7 @@ class Clip:
 
     def match(self, pictures: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """The cosine (B,) float64 of each of B pictures (B, H, W, 3) with its own text."""
-        return (self.see(pictures) * self.read(texts)).sum(-1).double().cpu().numpy()
+        return (self.see(pictures) * self.read(texts)).sum(-1).cpu().double().numpy()
 
     def _embedded(self, items: list[Any], embed: Any) -> Tensor:
         parts = [embed(items[i : i + self._batch]) for i in range(0, len(items), self._batch)]
