@@ -45,6 +45,7 @@ REWARDS: dict[str, Builder] = {
     "pickscore": _on_device("pickscore", "PickScore"),
     "clipscore": _on_device("clipscore", "ClipScore"),
     "aesthetic": _on_device("aesthetic", "Aesthetic"),
+    "imagereward": _on_device("imagereward", "ImageReward"),
     "hpsv2": _on_device("hpsv2", "HpsV2"),
     "mini_geneval": _plain("mini_geneval", "MiniGeneval"),
     "mini_quality": _plain("mini_quality", "MiniQuality"),
