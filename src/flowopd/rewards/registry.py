@@ -35,6 +35,16 @@ def _on_device(module: str, name: str) -> Builder:
     return build
 
 
+def _with_code(module: str, name: str) -> Builder:
+    """The same for a reward whose model comes with code of its own, which runs if the config trusts it."""
+
+    def build(device: str | torch.device, config: JudgeConfig) -> Reward:
+        chosen = {} if config.model is None else {"model": config.model}
+        return _found(module, name)(device=device, trust_remote_code=config.trust_remote_code, **chosen)
+
+    return build
+
+
 def _found(module: str, name: str) -> Callable[..., Reward]:
     return getattr(import_module(f"flowopd.rewards.{module}"), name)
 
@@ -47,6 +57,7 @@ REWARDS: dict[str, Builder] = {
     "aesthetic": _on_device("aesthetic", "Aesthetic"),
     "imagereward": _on_device("imagereward", "ImageReward"),
     "hpsv2": _on_device("hpsv2", "HpsV2"),
+    "deqa": _with_code("deqa", "Deqa"),
     "mini_geneval": _plain("mini_geneval", "MiniGeneval"),
     "mini_quality": _plain("mini_quality", "MiniQuality"),
     "mini_preference": _plain("mini_preference", "MiniPreference"),
