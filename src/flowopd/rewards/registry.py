@@ -45,6 +45,15 @@ def _with_code(module: str, name: str) -> Builder:
     return build
 
 
+def _asked(module: str, name: str) -> Builder:
+    """The same for a reward that asks a model behind `config.url`, wherever that runs."""
+
+    def build(device: str | torch.device, config: JudgeConfig) -> Reward:
+        return _found(module, name)(config)
+
+    return build
+
+
 def _found(module: str, name: str) -> Callable[..., Reward]:
     return getattr(import_module(f"flowopd.rewards.{module}"), name)
 
@@ -58,6 +67,8 @@ REWARDS: dict[str, Builder] = {
     "imagereward": _on_device("imagereward", "ImageReward"),
     "hpsv2": _on_device("hpsv2", "HpsV2"),
     "deqa": _with_code("deqa", "Deqa"),
+    "unifiedreward": _asked("unifiedreward", "UnifiedReward"),
+    "qwenvl": _asked("qwenvl", "QwenVl"),
     "mini_geneval": _plain("mini_geneval", "MiniGeneval"),
     "mini_quality": _plain("mini_quality", "MiniQuality"),
     "mini_preference": _plain("mini_preference", "MiniPreference"),
