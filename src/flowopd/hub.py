@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowopd.errors import CheckpointError
+
+Net = TypeVar("Net", bound=nn.Module)
 
 PACKAGE = "package:"
 
@@ -134,7 +136,7 @@ def fetched_tensors(name: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def filled(net: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+def filled(net: Net, tensors: Mapping[str, Tensor], name: str) -> Net:
     """`net` with exactly these tensors, frozen and in evaluation mode; `name` is the file's, for errors.
 
     Raises CheckpointError for a tensor that is missing, that the net has no place for, or that has another shape.

@@ -131,7 +131,9 @@ def read_score(text: str, rubric: Rubric) -> float:
 def served_models(listing: Any, judge: str) -> list[str]:
     """The names of an endpoint's models. Raises ConfigError if it lists none."""
     rows = listing.get("data") if isinstance(listing, dict) else None
-    names = [str(row["id"]) for row in rows if "id" in row] if _is_table(rows) else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        rows = []
+    names = [str(row["id"]) for row in rows if "id" in row]
     if not names:
         raise ConfigError(
             f"the endpoint of {judge} lists no models; give an OpenAI-compatible one as judges.{judge}.url"
@@ -148,7 +150,3 @@ def chosen(served: Sequence[str], wanted: str | None, judge: str) -> str:
         names = ", ".join(served[:8]) + (", ..." if len(served) > 8 else "")
         raise ConfigError(f"the endpoint of {judge} has {asked_for}; set judges.{judge}.model to one of: {names}")
     return str(wanted)
-
-
-def _is_table(rows: Any) -> bool:
-    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
