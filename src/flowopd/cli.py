@@ -235,7 +235,14 @@ def evaluate(
 
 @app.command()
 def sample(
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw. Repeatable.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw. Repeatable.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Or a file of prompts, drawn into a --layout.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="compbench or geneval: the folders that these benchmarks' tools read.")
+    ] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Pictures of each prompt of the file.")] = 4,
     model: Annotated[str, typer.Option(help="base, teacher:NAME, merge or sft, grpo_mix or student.")] = "student",
     config: Config = None,
     sets: Sets = None,
@@ -243,15 +250,26 @@ def sample(
     seed: Seed = None,
     to: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
 ) -> None:
-    """Draw pictures with any model of a run.
+    """Draw pictures with any model of a run: of prompts, or of a whole file for another benchmark.
 
     Example: `flowopd sample --out runs/demo --model student --prompt 'a red sign that says "K7"'`
+
+    For GenEval: `flowopd sample --out runs/mine --prompts-file evaluation_metadata.jsonl --layout geneval --to geneval`
     """
-    from flowopd.stages import sample as stage
+    if bool(prompt) == bool(prompts_file) or bool(prompts_file) != bool(layout):
+        raise ConfigError("what to draw? give --prompt TEXT, or --prompts-file FILE with --layout compbench or geneval")
+    from flowopd.hub import located
+    from flowopd.prompts import read_prompts
+    from flowopd.stages import layouts, sample
 
     session = _existing(config, sets or [], out)
-    for file in stage.draw_to(session, model, prompt, seed or 0, to):
-        typer.echo(file)
+    if prompts_file is None:
+        for file in sample.draw_to(session, model, prompt or [], seed or 0, to):
+            typer.echo(file)
+        return
+    prompts = read_prompts(located(prompts_file), layout or "")
+    layouts.draw_layout(session, model, prompts, layout or "", images_per_prompt, seed, to)
+    typer.echo(to)
 
 
 @app.command()

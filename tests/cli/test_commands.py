@@ -104,6 +104,19 @@ def test_sample_draws_with_every_model_of_a_run(flowopd, done, tmp_path, model):
     assert {Image.open(file).size for file in files} == {(64, 64)}
 
 
+@pytest.mark.parametrize(
+    ("layout", "first"), [("geneval", "00000/samples/0000.png"), ("compbench", "samples/*_000000.png")]
+)
+def test_sample_draws_a_file_into_the_folders_of_a_benchmark(flowopd, done, world, tmp_path, layout, first):
+    file, to = world.prompts / "test" / "composition.jsonl", tmp_path / "to"
+    flags = ("--prompts-file", file, "--layout", layout, "--images-per-prompt", 2, "--to", to)
+    made = flowopd("sample", "--out", done, *flags)
+    assert made.code == 0 and made.out.strip() == str(to), made.err
+    assert len(list(to.rglob("*.png"))) == 2 * len(file.read_text().splitlines())
+    assert [Image.open(picture).size for picture in to.glob(first)] == [(64, 64)]
+    assert flowopd("sample", "--out", done, *flags).code == 0
+
+
 def test_report_writes_the_page(flowopd, done):
     (done / "report.html").unlink()
     made = flowopd("report", "--out", done)

@@ -139,6 +139,28 @@ MISTAKES = {
         ["'teacher:nobody'", "there are: base"],
     ),
     "a picture in the way": ("sample --out {done} -p x --to {taken}", ["{taken}/0-student.png", "--to"]),
+    "pictures of a file without a layout": ("sample --prompts-file {wordless}", ["--prompts-file FILE with --layout"]),
+    "a layout without a file": ("sample -p x --layout geneval", ["--prompts-file FILE with --layout"]),
+    "prompts and a file of them": (
+        "sample -p x --prompts-file {wordless} --layout geneval",
+        ["--prompt TEXT, or --prompts-file"],
+    ),
+    "an unknown layout": (
+        "sample --out {done} --prompts-file {ringed} --layout genevl --to {here}/to",
+        ["'genevl'", "did you mean 'geneval'"],
+    ),
+    "a file of prompts that is not there": (
+        "sample --out {done} --prompts-file {here}/no.txt --layout compbench --to {here}/to",
+        ["{here}/no.txt", "does not exist"],
+    ),
+    "prompts that GenEval cannot judge": (
+        "sample --out {done} --prompts-file {ringed} --layout geneval --to {here}/to",
+        ["'a ring'", "no 'tag'", "evaluation_metadata.jsonl"],
+    ),
+    "a folder of other pictures": (
+        "sample --out {done} --prompts-file {ringed} --layout compbench --to {taken}",
+        ["{taken}/0-student.png is in the way", "--to"],
+    ),
     "nothing to merge": ("merge --base {base} --out {out}", ["merge", "at least one adapter"]),
     "no experts to distil": (
         "distill --base {base} --prompts a={prompts}/train/quality.jsonl --out {out}",
@@ -192,6 +214,7 @@ def broken(tmp_path_factory, world):
         "holed": without(here / "holed", expert, "0.attn.to_q.lora_B.weight", "0.attn.to_q.lora_A.weight"),
         "broken": written(here / "broken.jsonl", ring + '{"prompt": \n'),
         "wordless": written(here / "wordless.jsonl", '{"text": "a ring"}\n' + ring),
+        "ringed": written(here / "ringed.jsonl", ring),
         "recipe": written(here / "recipe.yaml", tree),
         "misspelt": written(here / "misspelt.yaml", tree.replace('"distill"', '"distil"')),
         "baseless": written(here / "baseless.yaml", tree.replace('"base"', '"revision"', 1)),

@@ -101,7 +101,7 @@ def test_a_command_line_is_understood(words):
     understand(words)
 
 
-@pytest.mark.parametrize("text", ["distil --out x", "run r.yaml --output x", "sample --out x", "mini prompt"])
+@pytest.mark.parametrize("text", ["distil --out x", "run r.yaml --output x", "run --out x", "mini prompt"])
 def test_a_command_line_that_is_not_understood_is_reported(text):
     with pytest.raises((KeyError, UsageError)):
         understand(text.split())
