@@ -38,10 +38,12 @@ class Owl(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, images):
-        assert (input_ids == -200).sum(1).eq(1).all() and images.dtype == self.lean.dtype
+        assert images.dtype == self.lean.dtype
+        assert input_ids.is_meta or (input_ids == -200).sum(1).eq(1).all()
         light = images.mean((1, 2, 3))
-        logits = torch.full((*input_ids.shape, config_size), -30.0, dtype=images.dtype)
-        logits[:, -1, FIRST:FIRST + 5] = light[:, None] * torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]) + self.lean
+        logits = torch.full((*input_ids.shape, config_size), -30.0, dtype=images.dtype, device=images.device)
+        slope = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0], device=images.device)
+        logits[:, -1, FIRST:FIRST + 5] = light[:, None] * slope + self.lean
         return CausalLMOutput(logits=logits)
 """
 
@@ -125,6 +127,15 @@ def test_scores_belong_to_their_pictures_whatever_the_batch(folder, pictures, pr
     assert np.allclose(small(pictures[::-1], prompts).value, together[::-1])
 
 
+def test_weights_and_inputs_lie_on_the_device(folder, pictures, prompts):
+    judge = Deqa(model=folder, trust_remote_code=True, device="meta")
+    assert judge._net.lean.device.type == "meta"
+    got = []
+    judge._net = lambda **inputs: (got.extend(inputs.values()), {"logits": torch.zeros(4, 9, len(WORDS))})[1]
+    judge(pictures, prompts)
+    assert [tensor.device.type for tensor in got] == ["meta"] * 2
+
+
 def test_the_picture_stands_in_the_sentence_once(folder):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokens = sentence(tokenizer)
@@ -140,6 +151,17 @@ def test_a_picture_is_put_on_a_square_of_the_mean_colour():
     square = np.asarray(squared(picture, (1, 2, 3)))
     assert square.shape == (30, 30, 3) and (square[10:20] == 200).all()
     assert (square[:10] == (1, 2, 3)).all() and (square[20:] == (1, 2, 3)).all()
+
+
+def test_a_wide_picture_is_seen_whole_on_its_square(folder, prompts):
+    judge = Deqa(model=folder, trust_remote_code=True)
+    wide = np.full((1, 12, 24, 3), 150, np.uint8)
+    wide[:, :, [*range(6), *range(18, 24)]] = 250
+    ground = tuple(int(255 * share) for share in judge._processor.image_mean)
+    square = np.asarray(squared(wide[0], ground))[None]
+    middle = np.ascontiguousarray(wide[:, :, 6:18])
+    seen, same, cut = (judge(pictures, prompts[:1]).value[0] for pictures in (wide, square, middle))
+    assert seen == same != cut
 
 
 def test_code_is_not_run_unless_it_is_trusted(tmp_path):

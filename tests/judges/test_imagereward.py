@@ -233,6 +233,15 @@ def test_scores_belong_to_their_pictures_whatever_the_batch(judge, file, tokeniz
     assert np.allclose(turned, together[order], atol=1e-5)
 
 
+def test_weights_and_inputs_lie_on_the_device(file, tokenizer, pictures, prompts):
+    judge = ImageReward(model=file, tokenizer=tokenizer, **SMALL, device="meta")
+    assert {parameter.device.type for parameter in judge._net.parameters()} == {"meta"}
+    got = []
+    judge._net = lambda *inputs: (got.extend(inputs), torch.zeros(len(inputs[0])))[1]
+    judge(pictures, prompts)
+    assert [tensor.device.type for tensor in got] == ["meta"] * 3
+
+
 def test_picture_and_prompt_both_count(judge, pictures, prompts):
     first = judge(pictures[:1], prompts[:1]).value[0]
     assert judge(pictures[1:2], prompts[:1]).value[0] != first != judge(pictures[:1], prompts[1:2]).value[0]
