@@ -72,7 +72,7 @@ def check(session: Session) -> None:
     trained = recipe.rewarded()
     metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
     for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics)]:
-        check_reward(reward)
+        check_reward(reward, recipe.judges.get(reward))
     for train in trained:
         session.prompts(train.prompts, "train")
     for name, teacher in recipe.teachers.items():

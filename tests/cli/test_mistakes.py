@@ -43,6 +43,14 @@ MISTAKES = {
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=mini_qualty",
         ["'mini_qualty'", "did you mean 'mini_quality'"],
     ),
+    "a judge whose code is not trusted": (
+        "run {recipe} --out {out} --set evaluate.metrics.quality.reward=deqa",
+        ["deqa runs code", "judges.deqa.trust_remote_code=true", "judges.deqa.url"],
+    ),
+    "a judge without its endpoint": (
+        "run {recipe} --out {out} --set evaluate.metrics.quality.reward=qwenvl",
+        ["qwenvl asks a model", "judges.qwenvl.url"],
+    ),
     "an unknown reward of a run": (
         "eval --out {done} --set evaluate.metrics.quality.reward=mini_qualty",
         ["'mini_qualty'", "did you mean 'mini_quality'"],
@@ -250,7 +258,15 @@ def test_a_mistake_is_one_line_and_nothing_is_overwritten(flowopd, broken, tmp_p
     one_line(outcome, places, fragments)
 
 
-@pytest.mark.parametrize("mistake", ["an unknown reward in a recipe", "a base that is not there"])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "an unknown reward in a recipe",
+        "a base that is not there",
+        "a judge whose code is not trusted",
+        "a judge without its endpoint",
+    ],
+)
 def test_a_mistake_that_can_be_seen_at_once_trains_nothing(flowopd, broken, tmp_path, mistake):
     command, _ = MISTAKES[mistake]
     flowopd(*(word.format(**broken, out=tmp_path / "out") for word in command.split()))

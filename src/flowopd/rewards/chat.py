@@ -61,14 +61,20 @@ class ChatJudge:
     rubric: ClassVar[Rubric]
 
     def __init__(self, config: JudgeConfig) -> None:
+        self.check(config)
         name = self.rubric.name
+        self._endpoint = Endpoint(config.url or "", config.token, config.deadline, config.retries)
+        self._model = chosen(served_models(self._endpoint.health("models"), name), config.model, name)
+
+    @classmethod
+    def check(cls, config: JudgeConfig) -> None:
+        """Raises ConfigError if there is no url to ask."""
         if config.url is None:
+            name, served = cls.rubric.name, cls.rubric.served
             raise ConfigError(
-                f"{name} asks a model behind an OpenAI-compatible endpoint; serve {self.rubric.served} "
+                f"{name} asks a model behind an OpenAI-compatible endpoint; serve {served} "
                 f"and set judges.{name}.url, as in http://localhost:8000/v1"
             )
-        self._endpoint = Endpoint(config.url, config.token, config.deadline, config.retries)
-        self._model = chosen(served_models(self._endpoint.health("models"), name), config.model, name)
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)

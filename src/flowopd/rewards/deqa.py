@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.hub import fetched
 from flowopd.prompts import Prompt
-from flowopd.rewards.base import Scores
+from flowopd.rewards.base import JudgeConfig, Scores
 from flowopd.rewards.pairs import check_pairs
 
 MODEL = "zhiyuanyou/DeQA-Score-Mix3"
@@ -54,11 +54,7 @@ class Deqa:
         device: str | torch.device = "cpu",
         batch: int = 8,
     ) -> None:
-        if not trust_remote_code:
-            raise ConfigError(
-                f"deqa runs code that comes with {model}; allow it with judges.deqa.trust_remote_code=true, "
-                "or let a reward server in an environment of its own run it and set judges.deqa.url"
-            )
+        self.check(JudgeConfig(model=model, trust_remote_code=trust_remote_code))
         self._device, self._batch = device, batch
         self._processor: Any = fetched(CLIPImageProcessor, model)
         try:
@@ -72,6 +68,16 @@ class Deqa:
                 f"the code of {model} does not run with transformers {transformers.__version__} "
                 f"({' '.join(str(error).split())}); let a reward server run it where it does, and set judges.deqa.url"
             ) from error
+
+    @classmethod
+    def check(cls, config: JudgeConfig) -> None:
+        """Raises ConfigError if the model's code is neither trusted nor run elsewhere."""
+        if not config.trust_remote_code and config.url is None:
+            raise ConfigError(
+                f"deqa runs code that comes with {config.model or MODEL}; allow it with "
+                "judges.deqa.trust_remote_code=true, or let a reward server in an environment of its own run it and "
+                "set judges.deqa.url"
+            )
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def _asked(module: str, name: str) -> Builder:
     return build
 
 
-def _found(module: str, name: str) -> Callable[..., Reward]:
+def _found(module: str, name: str) -> Any:
     return getattr(import_module(f"flowopd.rewards.{module}"), name)
 
 
@@ -76,14 +77,20 @@ REWARDS: dict[str, Builder] = {
 }
 
 
-def check_reward(name: str) -> None:
-    """Raises ConfigError for a name that is not in REWARDS."""
+NEEDS = {"deqa": ("deqa", "Deqa"), "unifiedreward": ("unifiedreward", "UnifiedReward"), "qwenvl": ("qwenvl", "QwenVl")}
+"""Rewards that no default config can make: the module and the class, whose `check` says what a config lacks."""
+
+
+def check_reward(name: str, config: JudgeConfig | None = None) -> None:
+    """Raises ConfigError for a name that is not in REWARDS, and for a config that lacks what the reward needs."""
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
+    if name in NEEDS:
+        _found(*NEEDS[name]).check(config or JudgeConfig())
 
 
 def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:
-    """A reward, ready to score, its nets on `device`. Raises ConfigError for a name that is not in REWARDS."""
-    check_reward(name)
+    """A reward, ready to score, its nets on `device`. Raises ConfigError as `check_reward` does."""
+    check_reward(name, config)
     return REWARDS[name](device, config or JudgeConfig())
