@@ -14,6 +14,8 @@ from flowopd.prompts import Prompt
 from flowopd.rewards import chat, http, make_reward
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.chat import AT_ONCE, read_score
+from flowopd.rewards.drawn import golden
+from flowopd.rewards.golden import faults
 from flowopd.rewards.qwenvl import QwenVl
 from flowopd.rewards.unifiedreward import UnifiedReward
 
@@ -269,6 +271,13 @@ def test_an_endpoint_without_models_is_told(serve, listing):
     server = serve(lambda *_: (200, listing))
     with pytest.raises(ConfigError, match=r"lists no models; give .* judges\.unifiedreward\.url"):
         judge("unifiedreward", server)
+
+
+@both
+@pytest.mark.parametrize("marks", [("1",), ("2", "4")])
+def test_a_sound_judge_of_few_marks_is_not_taken_for_a_broken_one(serve, name, marks):
+    server = endpoint(serve, lambda body, _: FORMS[name].format(marks[shade_of(body) % len(marks)]))
+    assert not [fault for fault in faults(judge(name, server), golden(name)) if fault.certain]
 
 
 def test_numbers_have_to_match(serve):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 
 import numpy as np
 import pytest
@@ -202,6 +203,11 @@ def test_a_prompt_that_geneval_cannot_judge_is_told(lacking):
     metadata = {key: value for key, value in META.items() if key != lacking}
     with pytest.raises(DataError, match=f"'two rings' has no '{lacking}'; give GenEval's evaluation_metadata.jsonl"):
         geneval([Prompt("a ring", "", META), Prompt("two rings", "", metadata)], 1)
+
+
+def test_metadata_of_a_table_is_written_as_far_as_json_goes():
+    (line,) = geneval([Prompt("a ring", "", {**META, "made": date(2026, 1, 2)})], 1).texts.values()
+    assert json.loads(line) == {**META, "made": "2026-01-02", "prompt": "a ring"}
 
 
 def test_the_same_prompt_twice_has_two_places():

@@ -40,6 +40,12 @@ def detected() -> Golden:
     return Golden(seen.pictures, seen.prompts, distinct=False)
 
 
+def marked() -> Golden:
+    """The street for judges with few marks, who may give it all the same one."""
+    seen = street()
+    return Golden(seen.pictures, seen.prompts, distinct=False)
+
+
 def lettered() -> Golden:
     """Two signs, each beside one without its word."""
     words = [("ART", "ART"), ("ART", ""), ("NEXT", "NEXT"), ("NEXT", "MILK")]
@@ -73,6 +79,8 @@ def worn() -> Golden:
 GOLDEN: Mapping[str, Callable[[], Golden]] = {
     "geneval": detected,
     "ocr": lettered,
+    "unifiedreward": marked,
+    "qwenvl": marked,
     "mini_geneval": shapes,
     "mini_quality": worn,
     "mini_preference": worn,

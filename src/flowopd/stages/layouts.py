@@ -67,7 +67,7 @@ def geneval(prompts: Sequence[Prompt], copies: int) -> Places:
             raise DataError(f"prompt {prompt.text!r} has no {lacking[0]!r}; give GenEval's evaluation_metadata.jsonl")
     folders = [Path(f"{i:05}") for i in range(len(prompts))]
     pictures = [folder / "samples" / f"{j:04}.png" for folder in folders for j in range(copies)]
-    lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}) for prompt in prompts]
+    lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}, default=str) for prompt in prompts]
     return Places(
         tuple(pictures), {folder / "metadata.jsonl": line for folder, line in zip(folders, lines, strict=True)}
     )
@@ -114,7 +114,7 @@ def _settings(session: Session, model: str, prompts: Sequence[Prompt], config: E
     """What the pictures of a model depend on."""
     teacher = model.removeprefix(TEACHER)
     own = {model: sha256_of(session.out / FOLDERS[model])} if model in FOLDERS else {}
-    lines = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True)
+    lines = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True, default=str)
     return {
         "images_per_prompt": config.images_per_prompt,
         "seed": config.seed,
