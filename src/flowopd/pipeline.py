@@ -71,7 +71,7 @@ def check(session: Session) -> None:
     recipe = session.recipe
     trained = recipe.rewarded()
     metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
-    for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics)]:
+    for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics), *recipe.judges]:
         check_reward(reward, recipe.judges.get(reward))
     for train in trained:
         session.prompts(train.prompts, "train")

@@ -45,7 +45,20 @@ MISTAKES = {
     ),
     "a judge whose code is not trusted": (
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=deqa",
-        ["deqa runs code", "judges.deqa.trust_remote_code=true", "judges.deqa.url"],
+        ["deqa runs code", "judges.deqa.trust_remote_code=true"],
+    ),
+    "a url for a judge that asks none": (
+        "run {recipe} --out {out} --set judges.mini_quality.url=http://localhost:1",
+        ["mini_quality runs in this process", "leave `url` out"],
+    ),
+    "settings of a judge that there is not": (
+        "run {recipe} --out {out} --set judges.mini_qualty.retries=1",
+        ["'mini_qualty'", "did you mean 'mini_quality'"],
+    ),
+    "a mix that starts from no cold start": (
+        "run {recipe} --out {out} --set coldstart=null --set grpo_mix.start=coldstart "
+        "--set grpo_mix.tasks.quality.reward=mini_quality --set grpo_mix.tasks.quality.prompts=quality",
+        ["grpo_mix starts from the cold start", "add `coldstart`"],
     ),
     "a judge without its endpoint": (
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=qwenvl",

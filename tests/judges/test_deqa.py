@@ -166,7 +166,7 @@ def test_a_wide_picture_is_seen_whole_on_its_square(folder, prompts):
 
 def test_code_is_not_run_unless_it_is_trusted(tmp_path):
     folder = write_model(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')\n{CODE}")
-    with pytest.raises(ConfigError, match=r"judges.deqa.trust_remote_code=true, or .* set judges.deqa.url") as told:
+    with pytest.raises(ConfigError, match=r"judges.deqa.trust_remote_code=true, or take another") as told:
         make_reward("deqa", config=JudgeConfig(model=folder))
     assert folder in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "ran").exists()
@@ -188,7 +188,7 @@ def test_code_that_does_not_run_here_fails_at_once(tmp_path, change, told):
     folder = write_model(tmp_path, CODE.replace(*change))
     with pytest.raises(CheckpointError, match=rf"the code of {folder} does not run with transformers \d.*{told}") as e:
         Deqa(model=folder, trust_remote_code=True)
-    assert "judges.deqa.url" in str(e.value) and "\n" not in str(e.value)
+    assert "judges.deqa.model" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_missing_model_is_named(tmp_path):

@@ -66,17 +66,16 @@ class Deqa:
         except (ImportError, NameError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"the code of {model} does not run with transformers {transformers.__version__} "
-                f"({' '.join(str(error).split())}); let a reward server run it where it does, and set judges.deqa.url"
+                f"({' '.join(str(error).split())}); take a model whose code does, as judges.deqa.model"
             ) from error
 
     @classmethod
     def check(cls, config: JudgeConfig) -> None:
-        """Raises ConfigError if the model's code is neither trusted nor run elsewhere."""
-        if not config.trust_remote_code and config.url is None:
+        """Raises ConfigError if the model's code is not trusted."""
+        if not config.trust_remote_code:
             raise ConfigError(
                 f"deqa runs code that comes with {config.model or MODEL}; allow it with "
-                "judges.deqa.trust_remote_code=true, or let a reward server in an environment of its own run it and "
-                "set judges.deqa.url"
+                "judges.deqa.trust_remote_code=true, or take another reward"
             )
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:

@@ -77,17 +77,24 @@ REWARDS: dict[str, Builder] = {
 }
 
 
+ASKED = ("unifiedreward", "qwenvl")
+"""Rewards that ask a model behind a url."""
+
 NEEDS = {"deqa": ("deqa", "Deqa"), "unifiedreward": ("unifiedreward", "UnifiedReward"), "qwenvl": ("qwenvl", "QwenVl")}
 """Rewards that no default config can make: the module and the class, whose `check` says what a config lacks."""
 
 
 def check_reward(name: str, config: JudgeConfig | None = None) -> None:
-    """Raises ConfigError for a name that is not in REWARDS, and for a config that lacks what the reward needs."""
+    """Raises ConfigError for a name that is not in REWARDS, and for a config that lacks what the reward needs, or has
+    a url where it asks none."""
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
+    config = config or JudgeConfig()
+    if config.url is not None and name not in ASKED:
+        raise ConfigError(f"{name} runs in this process and asks no server, got url {config.url!r}; leave `url` out")
     if name in NEEDS:
-        _found(*NEEDS[name]).check(config or JudgeConfig())
+        _found(*NEEDS[name]).check(config)
 
 
 def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:
