@@ -195,6 +195,10 @@ class SamplesConfig(Strict):
     prompts_per_label: int = Field(4, ge=0)
 
 
+RUN = ("base", "revision", "resolution", "dtype", "t5")
+"""The parts of a recipe that say which base it is, and how it is run where that changes what it says."""
+
+
 class Recipe(Strict):
     """A whole run. A stage whose part is missing is left out."""
 
@@ -216,6 +220,20 @@ class Recipe(Strict):
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
+
+    @model_validator(mode="after")
+    def _a_mix_has_its_start(self) -> Recipe:
+        if self.grpo_mix is not None and self.grpo_mix.start == "coldstart" and self.coldstart is None:
+            raise ValueError("grpo_mix starts from the cold start, and the recipe has none; add `coldstart`")
+        return self
+
+    def parts(self, *names: str) -> dict[str, Any]:
+        """These parts of the recipe, as plain values."""
+        return self.model_dump(mode="json", include=set(names))
+
+    def identity(self, *names: str) -> dict[str, Any]:
+        """What a trained model depends on: the base as it is run, the seed, and these parts."""
+        return self.parts(*RUN, "seed", *names)
 
     def rewarded(self) -> list[RewardConfig]:
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""

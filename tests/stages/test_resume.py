@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.errors import CheckpointError
+from flowopd.recipe import make_recipe
+from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.teacher import train_teacher
@@ -112,3 +114,13 @@ def test_a_damaged_checkpoint_is_refused(world, tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(CheckpointError, match="step-4 is damaged"):
         start(world, "sft", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("key", "value"), [("t5", False), ("dtype", "bfloat16"), ("resolution", 32)])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_does_not_go_on_with_a_base_that_is_run_otherwise(world, tmp_path, name, key, value):
+    start(world, name, tmp_path / "out")
+    stage, parts = STAGES[name]
+    session = Session(make_recipe(world.tree(**parts, **{key: value})), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=f"another {key}"):
+        stage(session)

@@ -64,8 +64,8 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
     session.create(STARTED, shape)
     trainer = Trainer(session.adapters.parameters(STARTED), config.optim)
     session.adapters.check_trainable(trainer.parameters, STARTED)
-    identity = session.recipe.model_dump(mode="json", include={"base", "seed", "coldstart", "routes"})
-    identity |= {
+    identity = {
+        **session.recipe.identity("coldstart", "routes"),
         "adapter": shape.model_dump(mode="json"),
         "sha256": session.hashes(list(session.recipe.teachers)),
     }

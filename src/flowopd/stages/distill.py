@@ -156,11 +156,8 @@ def _identity(session: Session) -> dict[str, object]:
     recipe, config = session.recipe, _config(session)
     named = list(recipe.teachers) if config.distillation else []
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
-    parts = recipe.model_dump(
-        mode="json", include={"base", "revision", "resolution", "seed", "routes", "coldstart", "distill"}
-    )
     return {
-        **parts,
+        **recipe.identity("routes", "coldstart", "distill"),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
         "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name.endswith(".train")},
         "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,

@@ -12,7 +12,7 @@ import torch
 from flowopd.errors import ConfigError
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.recipe import EvaluateConfig, MetricConfig
+from flowopd.recipe import RUN, EvaluateConfig, MetricConfig
 from flowopd.results import (
     AVERAGE,
     STUDENT,
@@ -75,10 +75,8 @@ def _judge(
     config: EvaluateConfig,
 ) -> np.ndarray:
     """A metric's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
-    many, rows = (
-        repeated(prompts[metric.prompts], config.images_per_prompt),
-        own_pictures(prompts[metric.prompts], config),
-    )
+    many = repeated(prompts[metric.prompts], config.images_per_prompt)
+    rows = own_pictures(prompts[metric.prompts], config)
     own = judge(pictures[metric.prompts], many[rows]).value if many[rows] else np.empty(0)
     values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
     return values.reshape(-1, config.images_per_prompt).mean(1)
@@ -123,7 +121,7 @@ def _settings(session: Session, config: EvaluateConfig, models: Sequence[str]) -
     """What the numbers depend on, with a hash of it."""
     teachers = [model.removeprefix(TEACHER) for model in models if model.startswith(TEACHER)]
     settings = {
-        "base": session.recipe.base,
+        **session.recipe.parts(*RUN),
         "evaluate": config.model_dump(mode="json", exclude={"models"}),
         "sha256": session.hashes(teachers),
     }

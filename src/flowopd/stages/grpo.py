@@ -42,17 +42,21 @@ class Policy:
 def train_policy(session: Session, policy: Policy, identity: Mapping[str, object], start: LoraFile | None) -> Path:
     """Train the adapter of a policy, from `start` if given; returns its folder.
 
-    `identity` is what the adapter depends on besides the base and the seed. Raises ConfigError for an unknown reward,
-    or a label without training prompts.
+    `identity` is what the adapter depends on besides the base, the seed and the prompts. Raises ConfigError for an
+    unknown reward, or a label without training prompts.
     """
     tasks = [Task(session.judge(task.reward), task, session.prompts(task.prompts, "train")) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
     trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
     session.adapters.check_trainable(trainer.parameters, policy.name)
-    fixed = session.recipe.model_dump(mode="json", include={"base", "revision", "resolution", "seed"})
-    fixed |= {"sha256": session.hashes([])}
-    checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**fixed, **identity})
+    hashes = session.prompt_hashes()
+    common = {
+        **session.recipe.identity(),
+        "sha256": session.hashes([]),
+        "sha256_prompts": {task.prompts: hashes[f"{task.prompts}.train"] for task in policy.tasks},
+    }
+    checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
         update = _Update(session, policy, tasks, conditioning)
         trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)

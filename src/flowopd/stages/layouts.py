@@ -18,7 +18,7 @@ from flowopd.errors import ConfigError, DataError
 from flowopd.lora_file import sha256_of
 from flowopd.processes import is_main, only_main, own_rows, wait
 from flowopd.prompts import Prompt
-from flowopd.recipe import EvaluateConfig
+from flowopd.recipe import RUN, EvaluateConfig
 from flowopd.results import TEACHER, replace_text
 from flowopd.session import Session
 from flowopd.stages.sample import FOLDERS, available_models, draw_pictures
@@ -120,8 +120,7 @@ def _settings(session: Session, model: str, prompts: Sequence[Prompt], config: E
         "seed": config.seed,
         "sampling": config.sampling.model_dump(mode="json"),
         "guidance": session.guidance(teacher, config.sampling.guidance),
-        "resolution": session.recipe.resolution,
-        "dtype": session.recipe.dtype,
+        **session.recipe.parts(*RUN),
         "prompts": sha256(lines.encode()).hexdigest(),
         "weights": session.hashes([teacher] if model.startswith(TEACHER) else []) | own,
     }

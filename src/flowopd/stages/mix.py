@@ -19,15 +19,10 @@ def train_mix(session: Session) -> Path:
     config = session.recipe.grpo_mix
     if config is None:
         raise ConfigError("the recipe has no `grpo_mix`; add its tasks")
-    tasks = list(config.tasks.values())
-    for task in tasks:
-        session.prompts(task.prompts, "train")
     started = session.out / "coldstart" if config.start == "coldstart" else None
-    hashes = session.prompt_hashes()
     identity = {
         "grpo_mix": config.model_dump(mode="json"),
-        "sha256_prompts": {task.prompts: hashes[f"{task.prompts}.train"] for task in tasks},
         "sha256_coldstart": sha256_of(started) if started else None,
     }
-    policy = Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, tasks)
+    policy = Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, list(config.tasks.values()))
     return train_policy(session, policy, identity, read_lora(started) if started else None)

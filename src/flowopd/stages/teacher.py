@@ -20,9 +20,5 @@ def train_teacher(session: Session, name: str) -> Path:
         raise ConfigError(f"the recipe does not train a teacher {name!r}; add teachers.{name}.train")
     config = teacher.train
     task = TaskConfig(**config.model_dump(include=set(RewardConfig.model_fields)))
-    session.prompts(config.prompts, "train")
-    identity = {
-        "teacher": config.model_dump(mode="json"),
-        "sha256_prompts": session.prompt_hashes()[f"{config.prompts}.train"],
-    }
-    return train_policy(session, Policy(name, f"teacher:{name}", f"teachers/{name}", config, [task]), identity, None)
+    policy = Policy(name, f"teacher:{name}", f"teachers/{name}", config, [task])
+    return train_policy(session, policy, {"teacher": config.model_dump(mode="json")}, None)
