@@ -80,13 +80,14 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     if processes < 1:
         raise ConfigError(f"{processes} processes cannot be; give 1 or more")
     work = workload(session).of_one(processes)
-    skeleton = session.model.skeleton()
-    base, kept = (sum(t.numel() for t in tensors) for tensors in (skeleton.parameters(), skeleton.buffers()))
-    trained = sum(p.numel() for p in _skeleton(session, work).parameters(STUDENT).values())
+    adapters = _skeleton(session, work)
+    trained = sum(p.numel() for p in adapters.parameters(STUDENT).values())
+    base = sum(p.numel() for p in adapters.transformer.parameters()) - trained
+    held = base + sum(b.numel() for b in adapters.transformer.buffers())
     warnings: list[str] = []
-    teachers = sum(_teacher_parameters(session, name, trained, base + kept, warnings) for name in work.teachers)
-    one = _measure(session, work)
-    memory = _memory(session, work, base + kept, teachers, trained, one)
+    teachers = sum(_teacher_parameters(session, name, trained, held, warnings) for name in work.teachers)
+    one = _measure(session, work, adapters)
+    memory = _memory(session, work, held, teachers, trained, one)
     rate = flops or UTILISATION * GPUS[gpu].flops
     total = processes * (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
     if memory["total"] > GPUS[gpu].memory and flops is None:
@@ -119,12 +120,11 @@ def _skeleton(session: Session, work: Workload) -> Adapters:
     return adapters
 
 
-def _measure(session: Session, work: Workload) -> Footprint:
+def _measure(session: Session, work: Workload, adapters: Adapters) -> Footprint:
     """The footprint of the trained model's forward and backward on the rows of a micro-batch.
 
     Where activations are recomputed, those of one block are there at a time, besides what is kept between blocks.
     """
-    adapters = _skeleton(session, work)
     found = _passed(session, adapters, work.together)
     if not session.recipe.gradient_checkpointing:
         return found
