@@ -153,13 +153,14 @@ def distill(
 
     Example: `flowopd distill --base package:mini/base --teacher text=experts/text --prompts text=signs.txt`
     """
+    from flowopd.processes import agreed
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
 
     tree = _tree(config, base, teachers, prompts)
     tree["distill"] = tree.get("distill") or {}
     session = _session(tree, _sets(sets, seed=seed), out)
-    if session.recipe.coldstart is not None and not (out / "coldstart").exists():
+    if session.recipe.coldstart is not None and agreed(lambda: not (out / "coldstart").exists()):
         start.cold_start(session)
     _done(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
 

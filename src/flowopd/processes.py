@@ -8,8 +8,8 @@ folder must be one that all of them see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
@@ -34,11 +34,9 @@ def wait() -> None:
     state().wait_for_everyone()
 
 
-@contextmanager
-def one_by_one() -> Iterator[None]:
+def one_by_one() -> AbstractContextManager[None]:
     """The main process goes first, the others follow when it is through."""
-    with state().main_process_first():
-        yield
+    return state().main_process_first()
 
 
 def only_main(act: Callable[[], object]) -> None:

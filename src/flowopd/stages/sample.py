@@ -90,10 +90,14 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
         raise ConfigError(f"{taken[0]} exists; choose another folder with --to")
     sampling = session.recipe.evaluate.sampling if session.recipe.evaluate else SamplingConfig()
     conditioning = session.encode([Prompt(text, "") for text in texts])
-    pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, picture in zip(files, pictures, strict=True):
-        Image.fromarray(picture).save(file)
+
+    def keep() -> None:
+        pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, picture in zip(files, pictures, strict=True):
+            Image.fromarray(picture).save(file)
+
+    only_main(keep)
     return files
 
 
