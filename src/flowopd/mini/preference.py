@@ -12,7 +12,6 @@ judges are, and its taste for paper is not the other experts'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +27,7 @@ from flowopd.mini.captions import DOMAINS, LEADS, caption, reworded
 from flowopd.mini.degrade import DEGRADATIONS, FURTHER, degrade, to_bytes
 from flowopd.mini.draw import draw
 from flowopd.mini.layout import CLASSES, COLOUR_CLASSES, layout
-from flowopd.mini.quality import ASSETS, SLACK, to_tensor
+from flowopd.mini.quality import ASSETS, SLACK, to_tensor, write_log
 from flowopd.mini.wishes import Wish, grant, mistake, random_wish
 from flowopd.mini.world import COLOURS, KINDS, NUMBERS, PAPERS, PLURALS, TASKS
 
@@ -79,7 +78,9 @@ class Taste(nn.Module):
         self.shows = nn.Conv2d(WIDTH, CLASSES + COLOUR_CLASSES, 1)
         self.words = nn.Embedding(len(vocabulary()), WIDTH)
         self.order = nn.Parameter(0.02 * torch.randn(WORDS, WIDTH))
-        self.context = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.context = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.places = nn.Parameter(0.02 * torch.randn(64, WIDTH))
         self.sought, self.shown_as = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH + CLASSES + COLOUR_CLASSES, WIDTH)
         self.verdict = nn.Sequential(nn.Linear(WIDTH + 2 * HEADS, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
@@ -207,10 +208,8 @@ def write_asset(every: int = 200) -> None:
     """Teaches the judge and writes its weights, and its log: the mean of each `every` steps a line."""
     rows: list[dict[str, float]] = []
     net, average = train_taste(log=rows.append)
-    parts = (rows[i : i + every] for i in range(0, len(rows), every))
-    means = [{key: round(float(np.mean([row[key] for row in part])), 5) for key in rows[0]} for part in parts]
     save_file({**net.state_dict(), "average": torch.tensor(average)}, ASSET)
-    ASSET.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in means))
+    write_log(ASSET.with_suffix(".jsonl"), rows, every)
 
 
 if __name__ == "__main__":

@@ -181,13 +181,18 @@ def write_assets(judge: Judge, every: int = 20) -> None:
     """Teaches a judge and writes its weights, and its log: the mean of each `every` steps a line."""
     rows: list[dict[str, float]] = []
     net = train_quality(judge, log=rows.append)
+    ASSETS.mkdir(exist_ok=True)
+    save_file(net.state_dict(), ASSETS / f"{judge.name}.safetensors")
+    write_log(ASSETS / f"{judge.name}.jsonl", rows, every)
+
+
+def write_log(file: Path, rows: Sequence[dict[str, float]], every: int) -> None:
+    """The mean of each `every` rows a line."""
     means = [
         {key: round(float(np.mean([row[key] for row in part])), 5) for key in rows[0]}
         for part in (rows[i : i + every] for i in range(0, len(rows), every))
     ]
-    ASSETS.mkdir(exist_ok=True)
-    save_file(net.state_dict(), ASSETS / f"{judge.name}.safetensors")
-    (ASSETS / f"{judge.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in means))
+    file.write_text("".join(json.dumps(row) + "\n" for row in means))
 
 
 if __name__ == "__main__":
