@@ -101,7 +101,7 @@ def _claim(session: Session) -> None:
     """Refuse a folder that is not this run's, and write the manifest into one that is free."""
     out, manifest = session.out, session.out / MANIFEST
     if manifest.exists():
-        _refuse_another(manifest, session.recipe.model_dump(mode="json"))
+        _refuse_another(out, session.recipe)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         state = "not empty" if out.is_dir() else "no folder"
         raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
@@ -141,13 +141,12 @@ def _trained(out: Path) -> bool:
     return any((out / name).exists() for name in MODELS)
 
 
-def _refuse_another(manifest: Path, mine: dict[str, object]) -> None:
-    theirs = json.loads(manifest.read_text())["recipe"]
-    changed = [key for key in TRAINING if theirs.get(key) != mine.get(key)]
-    if changed and _trained(manifest.parent):
-        raise ConfigError(
-            f"{manifest.parent} holds a run with another {', '.join(changed)}; choose another --out, or delete it"
-        )
+def _refuse_another(out: Path, mine: Recipe) -> None:
+    """What a manifest leaves out, as an older one may, counts as its default."""
+    theirs = manifest_recipe(out)
+    changed = [key for key in TRAINING if getattr(theirs, key) != getattr(mine, key)]
+    if changed and _trained(out):
+        raise ConfigError(f"{out} holds a run with another {', '.join(changed)}; choose another --out, or delete it")
 
 
 def _write_manifest(session: Session) -> None:

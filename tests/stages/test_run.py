@@ -12,6 +12,7 @@ from flowopd import load_recipe, make_recipe, run
 from flowopd.errors import ConfigError
 from flowopd.lora_file import read_lora
 from flowopd.merge import merge
+from flowopd.pipeline import open_run
 from flowopd.results import Results
 
 MODELS = ["base", "teacher:composition", "teacher:quality", "merge", "student"]
@@ -101,6 +102,17 @@ def test_a_finished_run_is_not_made_again(again, finished, world):
     for adapter in ("coldstart", "student", "checkpoints"):
         assert bytes_of(again / adapter) == bytes_of(finished / adapter)
     assert [row["stage"] for row in rows(again)] == [row["stage"] for row in rows(finished)]
+
+
+def test_a_run_whose_manifest_lacks_defaults_goes_on(again, world):
+    """As one that was made before a key was added."""
+    manifest = json.loads((again / "manifest.json").read_text())
+    for teacher in manifest["recipe"]["teachers"].values():
+        teacher.pop("offload")
+    for key in ("grpo_mix", "judges", "t5"):
+        manifest["recipe"].pop(key)
+    (again / "manifest.json").write_text(json.dumps(manifest))
+    assert open_run(make_recipe(world.whole()), again).recipe.t5
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(again, finished, world):
