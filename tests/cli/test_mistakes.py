@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "a url for a judge that asks none": (
         "run {recipe} --out {out} --set judges.mini_quality.url=http://localhost:1",
-        ["mini_quality runs in this process", "leave `url` out"],
+        ["mini_quality takes no 'url'", "leave it out"],
     ),
     "settings of a judge that there is not": (
         "run {recipe} --out {out} --set judges.mini_qualty.retries=1",

@@ -17,6 +17,7 @@ from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.clip import Clip
 from flowopd.rewards.clipscore import ClipScore
 from flowopd.rewards.pickscore import PickScore
+from flowopd.rewards.registry import check_reward
 
 TEXTS = ("a photo of a red heart", "a drawing of two stars", "a ring", "a blue sign", "four trees")
 
@@ -142,6 +143,17 @@ def test_a_judge_takes_the_model_that_its_config_names(clip_folder, tmp_path):
         make_reward("clipscore", config=JudgeConfig(model=str(tmp_path / "nowhere")))
 
 
-def test_a_judge_without_a_model_takes_none():
-    with pytest.raises(ConfigError, match="no model to choose, got 'x/y'"):
-        make_reward("mini_geneval", config=JudgeConfig(model="x/y"))
+IDLE = [
+    ("mini_geneval", {"model": "x/y"}),
+    ("ocr", {"retries": 1}),
+    ("clipscore", {"url": "http://localhost:1"}),
+    ("pickscore", {"trust_remote_code": True}),
+    ("deqa", {"deadline": 3.0}),
+    ("qwenvl", {"trust_remote_code": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), IDLE)
+def test_a_setting_that_a_judge_would_ignore_is_refused(name, settings):
+    with pytest.raises(ConfigError, match=f"{name} takes no '{next(iter(settings))}'"):
+        check_reward(name, JudgeConfig(**settings))

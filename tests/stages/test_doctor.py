@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,7 +289,7 @@ FAULTY = {
 @pytest.mark.parametrize("fault", FAULTY)
 def test_a_faulty_judge_is_found_and_named(looked, monkeypatch, fault):
     build, said = FAULTY[fault]
-    monkeypatch.setitem(REWARDS, "mini_quality", build)
+    monkeypatch.setitem(REWARDS, "mini_quality", SimpleNamespace(check=lambda *_: None, build=build))
     checks = looked()
     assert failed(checks)[0] == "judge mini_quality" and said in checks["judge mini_quality"].fact
     assert checks["judge mini_holdout"].state == OK
