@@ -283,3 +283,16 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     assert sha256_of_prompts(a) == sha256_of_prompts(written(tmp_path / "c.csv", "a bench\n")) != sha256_of_prompts(b)
     with pytest.raises(DataError, match="does not exist"):
         sha256_of_prompts(tmp_path / "none.txt")
+
+    @pytest.mark.parametrize("silent", [None, "no network"])
+    def test_a_hub_that_does_not_answer_is_not_asked_again(self, monkeypatch, silent):
+        import datasets
+        from huggingface_hub import constants
+
+        asked = []
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("flowopd.hub.silence", lambda: silent)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: asked.append(constants.HF_HUB_OFFLINE) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            read_prompts("datasets:nobody/elsewhere", "x")
+        assert asked == [silent is not None] and constants.HF_HUB_OFFLINE is False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,14 +68,17 @@ def dataset(source: str) -> tuple[Row, ...]:
 
 
 def _loaded(source: str, name: str, split: str | None) -> Any:
-    """The `Dataset` of one split."""
+    """The `Dataset` of one split; from the cache at once if the hub does not answer within seconds."""
     import datasets
+
+    from flowopd.hub import offline, silence
 
     datasets.disable_progress_bars()
     try:
         if any((Path(name) / file).exists() for file in SAVED):
             return _split(source, datasets.load_from_disk(name), split)
-        return datasets.load_dataset(name, split=split or "train")
+        with nullcontext() if Path(name).exists() or silence() is None else offline():
+            return datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{source} cannot be read ({_line(error)}); check its name and split, and the access to the hub"
