@@ -66,6 +66,7 @@ LATE = {"__init__", "rewards.registry"}
 
 MINI_USERS = {
     "cli",
+    "cli.mini",
     "rewards.mini_geneval",
     "rewards.mini_quality",
     "rewards.mini_preference",
@@ -73,15 +74,10 @@ MINI_USERS = {
     "rewards.drawn",
 }
 MINI_WORDS = {
-    "cli": {
-        "mini",
-        "The mini world: how its base, prompts and judges were made.",
-        "Base model: folder, hub id, or package:mini/base.",
-        "mini-demo.yaml",
-        "mini-from-scratch.yaml",
-        "runs/mini-base",
-        "runs/mini-prompts",
-    },
+    "cli": {"mini", "The mini world: how its base, prompts and judges were made."},
+    "cli.flags": {"Base model: folder, hub id, or package:mini/base."},
+    "cli.training": {"mini-demo.yaml", "mini-from-scratch.yaml"},
+    "cli.mini": {"runs/mini-base", "runs/mini-prompts"},
     "rewards.registry": {
         "mini_geneval",
         "mini_quality",

@@ -1,0 +1,61 @@
+"""Commands that look before a run starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowopd.cli.flags import Out, Sets
+from flowopd.cli.shown import show_checks
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe (YAML); a name from recipes/ will do.")],
+    gpu: Annotated[str, typer.Option(help="The GPU it is planned for.")] = "a100-80gb",
+    flops: Annotated[float | None, typer.Option(help="Or its rate, in floating-point operations a second.")] = None,
+    processes: Annotated[int, typer.Option(help="How many GPUs share an update.")] = 1,
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """What a training will take: parameters, memory, work and time of an update, traps. Needs no weights.
+
+    Example: `flowopd plan recipes/sd35-medium.yaml --gpu h100`
+    """
+    from dataclasses import asdict
+
+    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.session import Session
+    from flowopd.stages import plan as stage
+
+    session = Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan"))
+    planned = stage.plan(session, gpu, flops, processes)
+    typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
+
+
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe (YAML), or its name; none is the machine alone.")
+    ] = None,
+    out: Out = Path("runs/run"),
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Find what a machine and a recipe lack before a run does: libraries, room, prompts, experts, sound judges.
+
+    Exit code 1 if a check failed. Example: `flowopd doctor recipes/mini-demo.yaml`
+    """
+    from dataclasses import asdict
+
+    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.stages import doctor as stage
+
+    checks = stage.doctor(load_recipe(recipe_path(recipe), sets or []) if recipe else None, out)
+    if as_json:
+        typer.echo(json.dumps({"ok": stage.passed(checks), "checks": [asdict(check) for check in checks]}))
+    else:
+        show_checks(checks)
+    if not stage.passed(checks):
+        raise typer.Exit(1)

@@ -1,0 +1,35 @@
+"""Commands that make the mini world's parts anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowopd.cli.flags import Out, Sets
+
+
+def pretrain(
+    out: Out = Path("runs/mini-base"),
+    sets: Sets = None,
+) -> None:
+    """Train the mini base from nothing: autoencoder, corpus, transformer with its text side.
+
+    Example: `flowopd mini pretrain --out runs/mini-base --set autoencoder_steps=500`
+    """
+    from flowopd.mini import pretrain as stage
+    from flowopd.recipe import validated
+
+    typer.echo(stage.pretrain(out, validated(stage.PretrainConfig, {}, sets or [], "pretrain")))
+
+
+def prompts(out: Out = Path("runs/mini-prompts"), seed: Annotated[int, typer.Option()] = 0) -> None:
+    """Write the mini world's prompt files.
+
+    Example: `flowopd mini prompts --out runs/mini-prompts`
+    """
+    from flowopd.mini.splits import write_splits
+
+    write_splits(out, seed)
+    typer.echo(out)

@@ -1,0 +1,71 @@
+"""What commands print: tables, and where a result lies. Of several processes the main one speaks."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from flowopd.results import Results
+    from flowopd.stages.doctor import Check
+
+WIDE = 120
+"""Columns of a table that goes to a file or another program."""
+
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+def show_results(results: Results) -> None:
+    """Print the table of models and metrics, and the gaps closed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowopd.processes import is_main
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE, quiet=not is_main())
+    table = Table(title="mean ± half of the 95 % interval")
+    table.add_column("model")
+    for metric in results.metrics:
+        table.add_column(metric, justify="right")
+    for model, row in results.models.items():
+        cells = [row.get(metric) for metric in results.metrics]
+        table.add_row(
+            model,
+            *(f"{e.mean:.3f} [dim]±{(e.ci95[1] - e.ci95[0]) / 2:.3f}[/dim]" if e else "" for e in cells),
+        )
+    console.print(table)
+    for metric, share in results.gap_closed.items():
+        console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}")
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """A table on a terminal, else a line a check; then what failed, on standard error."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", "check", "fact", "mend")
+        for check in checks:
+            table.add_row(Text(check.state, COLOURS[check.state]), *map(Text, (check.name, check.fact, check.mend)))
+        Console().print(table)
+    else:
+        for check in checks:
+            typer.echo(f"{check.state:8} {check.name}: {check.fact}" + (f"; {check.mend}" if check.mend else ""))
+    failed = [check.name for check in checks if check.state == "failed"]
+    if failed:
+        typer.secho(f"failed: {', '.join(failed)}", fg="red", err=True)
+
+
+def finish(path: Path, following: str) -> None:
+    """The result on standard output, a hint on standard error; of several processes the main one speaks."""
+    from flowopd.processes import is_main
+
+    if is_main():
+        typer.echo(path)
+        typer.echo(f"next: {following}", err=True)
