@@ -12,13 +12,14 @@ import torch
 from flowopd import conditioning
 from flowopd.adapters import Adapters
 from flowopd.conditioning import Conditioning
+from flowopd.configs import AdapterConfig
 from flowopd.errors import ConfigError, FlowOpdError
 from flowopd.hub import fetched_folder, located
 from flowopd.lora_file import LoraFile, sha256_of
 from flowopd.models import Model, Source, open_model
 from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
-from flowopd.recipe import AdapterConfig, Recipe
+from flowopd.recipe import Recipe
 from flowopd.rewards import Reward, make_reward
 from flowopd.routing import LabelRouter
 from flowopd.velocity import VelocityField, guided

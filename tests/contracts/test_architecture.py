@@ -36,6 +36,7 @@ RUNNING = (
     "checkpoint",
     "tracking",
     "train",
+    "configs",
     "recipe",
     "results",
     "session",

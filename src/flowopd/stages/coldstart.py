@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
+from flowopd.configs import DistillConfig, MergeConfig, SftConfig
 from flowopd.errors import ConfigError
 from flowopd.lora_file import read_lora, write_lora
 from flowopd.merge import merge
 from flowopd.noise import seed_of
 from flowopd.objectives import FlowMatching
 from flowopd.processes import only_main, own_rows, whole
-from flowopd.recipe import DistillConfig, MergeConfig, SftConfig
 from flowopd.sampling import Batch, draw_latents
 from flowopd.schedule import logit_normal
 from flowopd.session import Session

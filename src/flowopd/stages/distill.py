@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
+from flowopd.configs import DistillConfig, QueryConfig
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, read_lora, sha256_of, write_diffusers_lora, write_lora
 from flowopd.noise import seed_of
@@ -20,7 +21,6 @@ from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
-from flowopd.recipe import DistillConfig, QueryConfig
 from flowopd.routing import LabelRouter
 from flowopd.sampling import Batch
 from flowopd.session import BASE, Session

@@ -9,10 +9,11 @@ from hashlib import sha256
 import numpy as np
 import torch
 
+from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.errors import ConfigError
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.recipe import RUN, EvaluateConfig, MetricConfig
+from flowopd.recipe import RUN
 from flowopd.results import (
     AVERAGE,
     STUDENT,

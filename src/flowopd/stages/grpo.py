@@ -15,12 +15,12 @@ from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
+from flowopd.configs import PolicyConfig, TaskConfig
 from flowopd.lora_file import LoraFile, write_lora
 from flowopd.noise import seed_of
 from flowopd.objectives import group_advantages
 from flowopd.processes import only_main, sum_metrics, whole
 from flowopd.prompts import Prompt
-from flowopd.recipe import PolicyConfig, TaskConfig
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
 from flowopd.stages.learners import LEARNERS, Drawn, Place

@@ -14,11 +14,12 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
+from flowopd.configs import EvaluateConfig
 from flowopd.errors import ConfigError, DataError
 from flowopd.lora_file import sha256_of
 from flowopd.processes import is_main, only_main, own_rows, wait
 from flowopd.prompts import Prompt
-from flowopd.recipe import RUN, EvaluateConfig
+from flowopd.recipe import RUN
 from flowopd.results import TEACHER, replace_text
 from flowopd.session import Session
 from flowopd.stages.sample import FOLDERS, available_models, draw_pictures

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from flowopd.conditioning import Conditioning
+from flowopd.configs import PolicyConfig
 from flowopd.dynamics import Dynamics, Ode
 from flowopd.noise import Noise, seed_of
 from flowopd.objectives import AdvantageMatching, Grpo
 from flowopd.processes import own_rows
 from flowopd.prompts import Prompt
-from flowopd.recipe import PolicyConfig
 from flowopd.rollout import record, replay
 from flowopd.sampling import Batch, draw_latents
 from flowopd.shapes import Grid

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from flowopd.adapters import Adapters
+from flowopd.configs import DistillConfig, MixConfig
 from flowopd.errors import ConfigError
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
-from flowopd.recipe import DistillConfig, MixConfig
 from flowopd.session import Session
 from flowopd.stages.distill import STUDENT
 from flowopd.stages.workload import Workload, workload

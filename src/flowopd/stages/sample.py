@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from flowopd.conditioning import Conditioning
+from flowopd.configs import EvaluateConfig
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
 from flowopd.prompts import Prompt
-from flowopd.recipe import EvaluateConfig
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, replace_text
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowopd.configs import RewardConfig, TaskConfig
 from flowopd.errors import ConfigError
-from flowopd.recipe import RewardConfig, TaskConfig
 from flowopd.session import Session
 from flowopd.stages.grpo import Policy, train_policy
 

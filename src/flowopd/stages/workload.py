@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from flowopd.configs import AdapterConfig, DistillConfig, MixConfig, PolicyConfig
 from flowopd.errors import ConfigError
-from flowopd.recipe import AdapterConfig, DistillConfig, MixConfig, PolicyConfig, Recipe
+from flowopd.recipe import Recipe
 from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.shapes import Grid

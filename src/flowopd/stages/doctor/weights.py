@@ -8,10 +8,11 @@ from functools import cached_property, partial
 
 from flowopd.adapters import Adapters
 from flowopd.conditioning import NULL
+from flowopd.configs import AdapterConfig, DistillConfig, SftConfig
 from flowopd.errors import FlowOpdError
 from flowopd.lora_file import read_lora, sha256_of
 from flowopd.models import Source
-from flowopd.recipe import AdapterConfig, DistillConfig, Recipe, SftConfig
+from flowopd.recipe import Recipe
 from flowopd.session import Session
 from flowopd.stages.doctor.check import FAILED, OK, WARNING, Check, looked
 from flowopd.stages.doctor.machine import GIB
