@@ -157,11 +157,16 @@ class DistillConfig(Strict):
     optim: TrainConfig = TrainConfig(updates=60, ema=0.9)
 
 
+Split = Literal["train", "test", "unseen", "rewritten"]
+"""The parts of a label's prompts."""
+
+
 class MetricConfig(Strict):
     """A column of the results: a reward on the prompts of a label."""
 
     reward: str
     prompts: str
+    split: Split | None = Field(None, description="of the prompts; none is the evaluation's")
     owner: str | None = Field(None, description="the teacher whose metric this is")
     grouped: bool = Field(False, description="mean of the means of the prompts' tags, as GenEval's score")
     held_out: bool = Field(False, description="a judge that no stage trains on; left out of the average")
@@ -171,7 +176,7 @@ class EvaluateConfig(Strict):
     """Which models are judged on which metrics."""
 
     metrics: dict[str, MetricConfig]
-    split: Literal["train", "test", "unseen", "rewritten"] = "test"
+    split: Split = "test"
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
     images_per_prompt: int = Field(1, ge=1)
     micro_batch: int = Field(32, ge=1)

@@ -26,7 +26,7 @@ from flowopd.results import (
 )
 from flowopd.rewards import Reward
 from flowopd.session import Session
-from flowopd.stages.sample import available_models, draw_pictures, evaluation_prompts, repeated
+from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, repeated
 from flowopd.tracking import Tracker
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
@@ -39,6 +39,7 @@ def evaluate(session: Session) -> Results:
     """
     config = _config(session)
     judges = {name: session.judge(metric.reward) for name, metric in config.metrics.items()}
+    sources = {name: asked(metric, config) for name, metric in config.metrics.items()}
     prompts = evaluation_prompts(session, config)
     models = available_models(session, config.models)
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
@@ -48,14 +49,15 @@ def evaluate(session: Session) -> Results:
         tracker.rewind(0)
         for i, model in enumerate(models):
             pictures = {
-                label: draw_pictures(session, model, group, config, conditioning, own_pictures(group, config))
-                for label, group in prompts.items()
+                source: draw_pictures(session, model, group, config, conditioning, own_pictures(group, config))
+                for source, group in prompts.items()
             }
             judged = {
-                name: _judge(judges[name], metric, pictures, prompts, config) for name, metric in config.metrics.items()
+                name: _judge(judges[name], pictures[source], prompts[source], config)
+                for name, source in sources.items()
             }
             scores[model] = {name: values.tolist() for name, values in judged.items()}
-            estimates[model] = _estimates(config, prompts, judged)
+            estimates[model] = _estimates(config, {name: prompts[source] for name, source in sources.items()}, judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
     results = Results(settings=_settings(session, config, models), models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
@@ -68,17 +70,11 @@ def evaluate(session: Session) -> Results:
     return results
 
 
-def _judge(
-    judge: Reward,
-    metric: MetricConfig,
-    pictures: Mapping[str, np.ndarray],
-    prompts: Mapping[str, Sequence[Prompt]],
-    config: EvaluateConfig,
-) -> np.ndarray:
-    """A metric's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
-    many = repeated(prompts[metric.prompts], config.images_per_prompt)
-    rows = own_pictures(prompts[metric.prompts], config)
-    own = judge(pictures[metric.prompts], many[rows]).value if many[rows] else np.empty(0)
+def _judge(judge: Reward, pictures: np.ndarray, prompts: Sequence[Prompt], config: EvaluateConfig) -> np.ndarray:
+    """A judge's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
+    many = repeated(prompts, config.images_per_prompt)
+    rows = own_pictures(prompts, config)
+    own = judge(pictures, many[rows]).value if many[rows] else np.empty(0)
     values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
     return values.reshape(-1, config.images_per_prompt).mean(1)
 
@@ -104,8 +100,8 @@ def _config(session: Session) -> EvaluateConfig:
 def _estimates(
     config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Mapping[str, np.ndarray]
 ) -> dict[str, Estimate]:
-    """Every metric's estimate, and `average` over those that are not held out."""
-    groups = {name: _groups(metric, prompts[metric.prompts]) for name, metric in config.metrics.items()}
+    """Every metric's estimate on its prompts, and `average` over those that are not held out."""
+    groups = {name: _groups(metric, prompts[name]) for name, metric in config.metrics.items()}
     row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
     counted = [name for name, metric in config.metrics.items() if not metric.held_out]
     joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in counted])

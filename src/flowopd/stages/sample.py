@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from flowopd.conditioning import Conditioning
-from flowopd.configs import EvaluateConfig
+from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
@@ -123,10 +123,15 @@ def repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
     return [prompt for prompt in prompts for _ in range(times)]
 
 
-def evaluation_prompts(session: Session, config: EvaluateConfig) -> dict[str, list[Prompt]]:
-    """The prompts of every label that a metric names; `limit` of them, spread evenly over the file."""
-    labels = dict.fromkeys(metric.prompts for metric in config.metrics.values())
-    return {label: spread(session.prompts(label, config.split), config.limit) for label in labels}
+def asked(metric: MetricConfig, config: EvaluateConfig) -> tuple[str, str]:
+    """The label and the split of the prompts that a metric is taken on."""
+    return metric.prompts, metric.split or config.split
+
+
+def evaluation_prompts(session: Session, config: EvaluateConfig) -> dict[tuple[str, str], list[Prompt]]:
+    """The prompts by every label and split that a metric names; `limit` of each, spread evenly over the file."""
+    named = dict.fromkeys(asked(metric, config) for metric in config.metrics.values())
+    return {(label, split): spread(session.prompts(label, split), config.limit) for label, split in named}
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
