@@ -77,17 +77,23 @@ class Recipe(Strict):
 
 def recipe_path(name: str) -> Path:
     """A recipe by path, or by name among those that ship with the package."""
-    shipped = located("package:recipes") / Path(name).name
+    shipped = located("package:recipes") / name.removeprefix("recipes/")
     return shipped if not Path(name).exists() and shipped.exists() else Path(name)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file, with overrides such as `distill.optim.updates=20`.
 
-    Raises ConfigError if the file is missing or no YAML, and for unknown keys, whose nearest known one it names.
+    A recipe may start from another in its folder, `extends: FILE.yaml`: its own keys are laid over those, mapping by
+    mapping. Raises ConfigError if a file is missing or no YAML, and for unknown keys, whose nearest known one it names.
     """
+    return make_recipe(read_tree(Path(path)), overrides, str(path))
+
+
+def read_tree(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file, laid over those of the file that it extends. Raises ConfigError as above."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} does not exist; recipes/ holds some to start from") from None
     except OSError as error:
@@ -96,7 +102,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path} must be a mapping of keys, got {type(tree).__name__}")
-    return make_recipe(tree, overrides, str(path))
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str) or Path(parent).name != parent:
+        raise ConfigError(f"recipe {path}: extends must name a file in the same folder, got {parent!r}")
+    if path.with_name(parent) in (*extending, path):
+        raise ConfigError(f"recipe {path} extends {parent}, which comes back to it; leave one `extends` out")
+    return _laid_over(read_tree(path.with_name(parent), (*extending, path)), tree)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` on `below`, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 def make_recipe(tree: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:

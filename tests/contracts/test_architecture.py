@@ -42,6 +42,7 @@ RUNNING = (
     "session",
     "stages",
     "pipeline",
+    "suite",
     "cli",
     "__main__",
     "__init__",

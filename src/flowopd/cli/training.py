@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowopd.cli.flags import Base, Config, Out, Prompts, Seed, Sets, Teachers, new_session, recipe_tree, settings
 from flowopd.cli.shown import finish, show_results
 from flowopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def demo(
@@ -27,15 +30,16 @@ def demo(
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe (YAML); a name from recipes/ will do.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe (YAML), or a suite of them; a name from recipes/ will do.")],
     out: Out = Path("runs/run"),
     sets: Sets = None,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row of a suite. Repeatable.")] = None,
 ) -> None:
-    """All stages of a recipe. Called again, it goes on where it stopped.
+    """All stages of a recipe, or of every row of a suite. Called again, it goes on where it stopped.
 
     Example: `flowopd run recipes/mini-demo.yaml --out runs/demo --set seed=1`
     """
-    _run(recipe, sets or [], out)
+    _run(recipe, sets or [], out, rows or [])
 
 
 def teacher(
@@ -126,14 +130,16 @@ def distill(
     finish(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
 
 
-def _run(recipe: str, sets: list[str], out: Path) -> None:
+def _run(recipe: str, sets: list[str], out: Path, rows: Sequence[str] = ()) -> None:
     from flowopd.pipeline import run as run_stages
-    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.recipe import recipe_path
+    from flowopd.suite import load_runs
 
-    results = run_stages(load_recipe(recipe_path(recipe), sets), out)
-    if results is not None:
-        show_results(results)
-        finish(out / "report.html", f"flowopd sample --out {out} --prompt 'a red sign that says \"K7\"'")
+    for folder, planned in load_runs(recipe_path(recipe), out, sets, rows):
+        results = run_stages(planned, folder)
+        if results is not None:
+            show_results(results)
+            finish(folder / "report.html", f"flowopd sample --out {folder} --prompt 'a red sign that says \"K7\"'")
 
 
 def _cold_start(tree: dict[str, Any], sets: list[str] | None, out: Path) -> None:

@@ -1,0 +1,90 @@
+"""A recipe may extend another, and a suite is its rows: every recipe is read before anything runs."""
+
+import pytest
+
+from flowopd.errors import ConfigError
+from flowopd.recipe import load_recipe
+from flowopd.suite import load_runs
+
+PARENT = "base: here\nseed: 3\ndistill: {samples_per_label: 5, optim: {updates: 7, ema: 0.5}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "parent.yaml").write_text(PARENT)
+    (tmp_path / "child.yaml").write_text("extends: parent.yaml\ndistill: {optim: {updates: 9}, anchor: null}\n")
+    return tmp_path
+
+
+def suite(folder, text):
+    (folder / "all.yaml").write_text(text)
+    return folder / "all.yaml"
+
+
+def test_a_recipe_is_laid_over_the_one_it_extends(folder):
+    recipe = load_recipe(folder / "child.yaml", ["distill.optim.ema=0.1"])
+    assert (recipe.base, recipe.seed, recipe.distill.samples_per_label, recipe.distill.anchor) == ("here", 3, 5, None)
+    assert (recipe.distill.optim.updates, recipe.distill.optim.ema) == (9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("extends", "words"),
+    [
+        ("nowhere.yaml", "nowhere.yaml does not exist"),
+        ("../parent.yaml", "extends must name a file in the same folder, got '../parent.yaml'"),
+        ("/etc/passwd", "extends must name a file in the same folder"),
+        ("[parent.yaml]", "extends must name a file in the same folder"),
+        ("child.yaml", "comes back to it"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(folder, extends, words):
+    (folder / "child.yaml").write_text(f"extends: {extends}\nbase: there\n")
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(folder / "child.yaml")
+
+
+def test_recipes_that_extend_each_other_are_refused(folder):
+    (folder / "parent.yaml").write_text("extends: child.yaml\nbase: there\n")
+    with pytest.raises(ConfigError, match="comes back to it"):
+        load_recipe(folder / "child.yaml")
+
+
+def test_a_recipe_is_one_run(folder, tmp_path):
+    child = folder / "child.yaml"
+    assert load_runs(child, tmp_path / "out") == [(tmp_path / "out", load_recipe(child))]
+
+
+def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
+    path = suite(
+        folder,
+        "rows:\n  plain: {recipe: child.yaml}\n"
+        "  more: {recipe: child.yaml, set: [distill.optim.updates=1], seeds: [4, 5]}\n",
+    )
+    runs = load_runs(path, tmp_path, ["distill.optim.ema=0.2"])
+    assert [str(folder.relative_to(tmp_path)) for folder, _ in runs] == ["plain/seed-0", "more/seed-4", "more/seed-5"]
+    assert [(r.seed, r.distill.optim.updates, r.distill.optim.ema) for _, r in runs] == [
+        (0, 9, 0.2),
+        (4, 1, 0.2),
+        (5, 1, 0.2),
+    ]
+    assert [folder.parent.name for folder, _ in load_runs(path, tmp_path, only=["plain"])] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("text", "only", "words"),
+    [
+        ("rows: {a: {recipe: nowhere.yaml}}", [], "nowhere.yaml does not exist"),
+        ("rows: {a: {recipe: child.yaml, sets: []}}", [], "unknown key 'rows.a.sets'; did you mean 'set'"),
+        ("rows: {a: {recipe: child.yaml, set: [distil.ema=1]}}", [], "unknown key 'distil'; did you mean 'distill'"),
+        ("rows: {}", [], "rows"),
+        ("rows: {a: {recipe: child.yaml}}", ["b"], "has no row 'b'; it has: a"),
+    ],
+)
+def test_a_wrong_suite_is_refused(folder, tmp_path, text, only, words):
+    with pytest.raises(ConfigError, match=words):
+        load_runs(suite(folder, text), tmp_path, only=only)
+
+
+def test_rows_are_for_suites(folder, tmp_path):
+    with pytest.raises(ConfigError, match="is a recipe and has no rows"):
+        load_runs(folder / "child.yaml", tmp_path, only=["a"])
