@@ -92,3 +92,16 @@ def test_a_limit_spreads_over_the_whole_file(limit):
     chosen = spread(range(14), limit)
     assert len(chosen) == min(limit or 14, 14) and len(set(chosen)) == len(chosen)
     assert 0 in chosen and max(chosen) >= 13 - 14 / len(chosen)
+
+
+def test_a_metric_may_name_the_split_of_its_prompts(world, tmp_path):
+    metrics = {**METRICS, "trained": {"reward": "mini_quality", "prompts": "quality", "split": "train"}}
+    session = world.session(tmp_path / "out", evaluate={**QUICK, "metrics": metrics, "models": ["base"]})
+    results = evaluate(session)
+    counts = {name: results.estimate("base", name).n for name in ("quality", "trained")}
+    assert counts == {
+        "quality": len(session.prompts("quality", "test")),
+        "trained": len(session.prompts("quality", "train")),
+    }
+    other = evaluate(world.session(tmp_path / "train", evaluate={**QUICK, "split": "train", "models": ["base"]}))
+    assert other.estimate("base", "quality") == results.estimate("base", "trained")

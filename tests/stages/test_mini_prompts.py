@@ -9,7 +9,7 @@ from flowopd.mini.wishes import Part, Wish, held_out
 from flowopd.mini.world import Sign
 from flowopd.prompts import read_prompts
 
-LABELS = ("composition", "quality", "text")
+LABELS = ("composition", "preference", "quality", "text")
 SPLITS = ("train", "test", "unseen", "rewritten")
 
 
@@ -35,6 +35,12 @@ def test_every_file_reads(split, label):
     read = prompts(split, label)
     assert {prompt.label for prompt in read} == {label}
     assert all({"tag", "include"} <= prompt.metadata.keys() for prompt in read)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("split", ["train", "test", "rewritten"])
+def test_a_split_has_enough_prompts_for_an_interval(split, label):
+    assert len(prompts(split, label)) >= 300
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -13,6 +13,9 @@ from flowopd.prompts import Prompt, write_prompts
 TEST, UNSEEN, TRAIN = 360, 360, 900
 """Prompts of a domain in each split, at most: a task runs out where there are fewer different ones."""
 
+ENOUGH = 300
+"""Test prompts that a domain has at least, for the sake of its intervals."""
+
 
 def write_splits(folder: Path, seed: int = 0) -> None:
     """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test."""
@@ -23,6 +26,9 @@ def write_splits(folder: Path, seed: int = 0) -> None:
         train = [wish for task in tasks for wish in _distinct(task, domain, TRAIN // len(tasks), taken, rng)]
         unseen = [wish for task in tasks for wish in _unseen(task, domain, UNSEEN // len(tasks), rng)]
         rewritten = [(reworded(wish, domain, rng), wish) for _, wish in test]
+        more = _more(domain, ENOUGH - len(test), [*test, *train], rng)
+        test += more
+        rewritten += [(reworded(wish, domain, rng), wish) for _, wish in more]
         for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
             prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
             write_prompts(folder / split / f"{domain}.jsonl", prompts)
@@ -44,6 +50,15 @@ def _distinct(task: str, domain: str, wanted: int, taken: set[str], rng: np.rand
 def _share(task: str, domain: str) -> int:
     """How many prompts of a task one split may hold: half of all, where they are few."""
     return {"single_object": 6, "counting": 18}.get(task, 10_000) * len(LEADS.get(domain, SIGNS))
+
+
+def _more(domain: str, lacking: int, had: list[tuple[str, Wish]], rng: np.random.Generator) -> list[tuple[str, Wish]]:
+    """At least `lacking` further prompts, of the tasks that have not run out."""
+    tasks = DOMAINS[domain]
+    asked = (TEST + TRAIN) // len(tasks)
+    roomy = [task for task in tasks if sum(wish.task == task for _, wish in had) == asked]
+    taken, each = {prompt for prompt, _ in had}, -(-max(0, lacking) // len(roomy))
+    return [wish for task in roomy for wish in _distinct(task, domain, each, taken, rng)]
 
 
 def _unseen(task: str, domain: str, wanted: int, rng: np.random.Generator) -> list[tuple[str, Wish]]:
