@@ -1,11 +1,12 @@
-"""Several runs in one file: rows of a table, each a recipe with a few keys changed, for one seed or more."""
+"""Several runs in one file: rows of tables, each a recipe with a few keys changed, for one seed or more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flowopd.configs import Strict
 from flowopd.errors import ConfigError
@@ -20,32 +21,87 @@ class Row(Strict):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
 
+class Table(Strict):
+    """Rows that are shown together; a run has a line for each of its models that `models` names, or for all."""
+
+    title: str
+    says: str = ""
+    rows: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = Field(None, description="columns; none is all")
+
+
+class Claim(Strict):
+    """What is held to be true: on one metric, `of` is above `over` by `at_least`; both are ROW/MODEL."""
+
+    says: str
+    of: str
+    over: str
+    metric: str = "average"
+    against: str | None = Field(None, description="the metric of `over`; none is the same")
+    ratio: bool = Field(False, description="the ratio of the means instead of their difference")
+    at_least: float = 0.0
+
+
 class Suite(Strict):
-    """Rows by name, in the order in which they are run."""
+    """Rows by name in the order in which they are run, the tables that show them, and what they should prove."""
 
     rows: dict[str, Row] = Field(min_length=1)
+    tables: dict[str, Table] = Field({})
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_its_rows(self) -> Suite:
+        shown = [row for table in self.tables.values() for row in table.rows]
+        claimed = [name.split("/")[0] for claim in self.claims for name in (claim.of, claim.over)]
+        unknown = [row for row in (*shown, *claimed) if row not in self.rows]
+        if unknown:
+            raise ValueError(f"there is no row {unknown[0]!r} to show; the rows are {', '.join(self.rows)}")
+        return self
 
 
-def load_runs(
-    path: Path, out: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
-) -> list[tuple[Path, Recipe]]:
-    """What a file asks for, as (folder, recipe): a recipe is one run, in `out`; a suite one a row and seed, in
-    OUT/ROW/seed-N. `only` keeps these rows.
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite's row: its seed, its folder and its recipe; of a single recipe the row has no name."""
 
-    All recipes are read before anything runs. Raises ConfigError as `load_recipe` does, and for unknown rows.
+    row: str
+    seed: int
+    folder: Path
+    recipe: Recipe
+
+
+def is_suite(path: Path) -> bool:
+    """Whether a file holds a suite and not a recipe."""
+    return "rows" in read_tree(path)
+
+
+def load_suite(path: Path) -> Suite:
+    """Raises ConfigError if the file is missing or no suite, and for unknown keys."""
+    return validated(Suite, read_tree(path), (), str(path))
+
+
+def load_runs(path: Path, out: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Run]:
+    """What a file asks for: a recipe is one run, in `out`; a suite one a row and seed, in OUT/ROW/seed-N.
+
+    `only` keeps these rows. All recipes are read before anything runs. Raises ConfigError as `load_recipe` does, and
+    for unknown rows.
     """
-    tree = read_tree(path)
-    if "rows" not in tree:
+    if not is_suite(path):
         if only:
             raise ConfigError(f"{path} is a recipe and has no rows; leave --row out, or give a suite")
-        return [(out, make_recipe(tree, overrides, str(path)))]
-    rows = validated(Suite, tree, (), str(path)).rows
+        recipe = make_recipe(read_tree(path), overrides, str(path))
+        return [Run("", recipe.seed, out, recipe)]
+    rows = load_suite(path).rows
     unknown = [name for name in only if name not in rows]
     if unknown:
         raise ConfigError(f"{path} has no row {unknown[0]!r}; it has: {', '.join(rows)}")
     return [
-        (out / name / f"seed-{seed}", load_recipe(path.with_name(row.recipe), [*row.set, f"seed={seed}", *overrides]))
+        Run(name, seed, out / name / f"seed-{seed}", _recipe(path, row, seed, overrides))
         for name, row in rows.items()
         if not only or name in only
         for seed in row.seeds
     ]
+
+
+def _recipe(path: Path, row: Row, seed: int, overrides: Sequence[str]) -> Recipe:
+    return load_recipe(path.with_name(row.recipe), [*row.set, f"seed={seed}", *overrides])

@@ -16,10 +16,13 @@ from flowopd.models.source import Source
 from flowopd.pipeline import open_run
 from flowopd.recipe import load_recipe, make_recipe, recipe_path
 from flowopd.session import Session
+from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import train_mix
 from flowopd.stages.plan import plan
+from flowopd.stages.teacher import train_teacher
+from flowopd.stages.workload import workloads
 from flowopd.types import Condition
 
 B, IN, OUT = 3, 5, 7
@@ -210,6 +213,23 @@ def test_the_planned_rows_of_a_mix_are_those_that_pass(world, tmp_path, parts):
     assert planned.stage == "grpo_mix"
     assert passed["backward"] == starts * planned.forwards_per_update["backward"]
     assert passed["all"] == starts * (planned.forwards_per_update["student"] + planned.forwards_per_update["reference"])
+
+
+def test_the_rows_of_a_whole_recipe_are_those_that_pass(world, tmp_path):
+    grpo = {"reward": "mini_quality", "prompts": "quality", "prompts_per_update": 1, "group": 2, "starts": 1}
+    short = {"sampling": {"steps": 3, "sampler": "sde", "window": 2}, "optim": {"updates": 2}}
+    tree = world.tree(
+        coldstart={"kind": "sft", "images": 6, "batch": 2, "sampling": {"steps": 2}, "optim": {"updates": 3}},
+        distill={"samples_per_label": 1, "sampling": {"steps": 2}, "optim": {"updates": 2}},
+    )
+    tree["teachers"]["quality"] = {"train": {**grpo, **short}, "guidance": 2.0}
+    session = open_run(make_recipe(tree), tmp_path / "run")
+    works = workloads(session)
+    assert [work.stage for work in works] == ["teacher:quality", "sft", "distill"]
+    stages = (lambda session: train_teacher(session, "quality"), cold_start, distill)
+    for work, stage in zip(works, stages, strict=True):
+        passed = rows_that_pass(open_run(make_recipe(tree), tmp_path / "run"), stage)
+        assert passed["all"] + 2 * passed["backward"] == work.passes, work.stage
 
 
 def test_recomputing_takes_less_memory_and_more_work(world, tmp_path):

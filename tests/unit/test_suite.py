@@ -4,7 +4,7 @@ import pytest
 
 from flowopd.errors import ConfigError
 from flowopd.recipe import load_recipe
-from flowopd.suite import load_runs
+from flowopd.suite import Run, load_runs
 
 PARENT = "base: here\nseed: 3\ndistill: {samples_per_label: 5, optim: {updates: 7, ema: 0.5}}\n"
 
@@ -51,7 +51,7 @@ def test_recipes_that_extend_each_other_are_refused(folder):
 
 def test_a_recipe_is_one_run(folder, tmp_path):
     child = folder / "child.yaml"
-    assert load_runs(child, tmp_path / "out") == [(tmp_path / "out", load_recipe(child))]
+    assert load_runs(child, tmp_path / "out") == [Run("", 3, tmp_path / "out", load_recipe(child))]
 
 
 def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
@@ -61,13 +61,11 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
         "  more: {recipe: child.yaml, set: [distill.optim.updates=1], seeds: [4, 5]}\n",
     )
     runs = load_runs(path, tmp_path, ["distill.optim.ema=0.2"])
-    assert [str(folder.relative_to(tmp_path)) for folder, _ in runs] == ["plain/seed-0", "more/seed-4", "more/seed-5"]
-    assert [(r.seed, r.distill.optim.updates, r.distill.optim.ema) for _, r in runs] == [
-        (0, 9, 0.2),
-        (4, 1, 0.2),
-        (5, 1, 0.2),
-    ]
-    assert [folder.parent.name for folder, _ in load_runs(path, tmp_path, only=["plain"])] == ["plain"]
+    folders = [str(run.folder.relative_to(tmp_path)) for run in runs]
+    assert folders == ["plain/seed-0", "more/seed-4", "more/seed-5"]
+    trained = [(run.recipe.seed, run.recipe.distill.optim.updates, run.recipe.distill.optim.ema) for run in runs]
+    assert trained == [(0, 9, 0.2), (4, 1, 0.2), (5, 1, 0.2)]
+    assert [run.row for run in load_runs(path, tmp_path, only=["plain"])] == ["plain"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +76,8 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
         ("rows: {a: {recipe: child.yaml, set: [distil.ema=1]}}", [], "unknown key 'distil'; did you mean 'distill'"),
         ("rows: {}", [], "rows"),
         ("rows: {a: {recipe: child.yaml}}", ["b"], "has no row 'b'; it has: a"),
+        ("rows: {a: {recipe: child.yaml}}\ntables: {t: {title: T, rows: [b]}}", [], "no row 'b' to show"),
+        ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a/x, over: b/x}]", [], "no row 'b' to show"),
     ],
 )
 def test_a_wrong_suite_is_refused(folder, tmp_path, text, only, words):

@@ -135,8 +135,8 @@ def _run(recipe: str, sets: list[str], out: Path, rows: Sequence[str] = ()) -> N
     from flowopd.recipe import recipe_path
     from flowopd.suite import load_runs
 
-    for folder, planned in load_runs(recipe_path(recipe), out, sets, rows):
-        results = run_stages(planned, folder)
+    for planned in load_runs(recipe_path(recipe), out, sets, rows):
+        folder, results = planned.folder, run_stages(planned.recipe, planned.folder)
         if results is not None:
             show_results(results)
             finish(folder / "report.html", f"flowopd sample --out {folder} --prompt 'a red sign that says \"K7\"'")

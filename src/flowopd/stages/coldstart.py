@@ -96,7 +96,7 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
 def _expert_samples(session: Session, config: SftConfig) -> tuple[Tensor, Condition]:
     """Latents (M, C, H, W) and their conditions; each label's prompts are drawn by the teacher of its route."""
     session.load_teachers()
-    routes = {label: _strongest(session, label) for label in session.recipe.prompts}
+    routes = {label: strongest(session, label) for label in session.recipe.prompts}
     prompts = {label: session.prompts(label, "train") for label in routes}
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
     sampling = config.sampling
@@ -115,7 +115,7 @@ def _expert_samples(session: Session, config: SftConfig) -> tuple[Tensor, Condit
     return torch.cat([latents for latents, _ in parts]), Condition.cat(*(cond for _, cond in parts))
 
 
-def _strongest(session: Session, label: str) -> str:
+def strongest(session: Session, label: str) -> str:
     """The teacher with the largest weight in a label's route."""
     teachers = list(session.recipe.teachers)
     return teachers[int(session.router([label])([label])[0].argmax())]

@@ -57,7 +57,7 @@ def evaluate(session: Session) -> Results:
                 for name, source in sources.items()
             }
             scores[model] = {name: values.tolist() for name, values in judged.items()}
-            estimates[model] = _estimates(config, {name: prompts[source] for name, source in sources.items()}, judged)
+            estimates[model] = estimated(config, {name: prompts[source] for name, source in sources.items()}, judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
     results = Results(settings=_settings(session, config, models), models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
@@ -97,10 +97,10 @@ def _config(session: Session) -> EvaluateConfig:
     return session.recipe.evaluate
 
 
-def _estimates(
+def estimated(
     config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Mapping[str, np.ndarray]
 ) -> dict[str, Estimate]:
-    """Every metric's estimate on its prompts, and `average` over those that are not held out."""
+    """Every metric's estimate, from a value (P,) of each of its prompts, and `average` over those not held out."""
     groups = {name: _groups(metric, prompts[name]) for name, metric in config.metrics.items()}
     row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
     counted = [name for name, metric in config.metrics.items() if not metric.held_out]

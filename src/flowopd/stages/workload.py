@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flowopd.configs import AdapterConfig, DistillConfig, MixConfig, PolicyConfig
+from flowopd.configs import AdapterConfig, DistillConfig, PolicyConfig, SftConfig
 from flowopd.errors import ConfigError
 from flowopd.recipe import Recipe
+from flowopd.results import GRPO_MIX
 from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.shapes import Grid
+from flowopd.stages.coldstart import strongest
 from flowopd.stages.distill import query_rule
 from flowopd.stages.learners import trained_steps, window_starts
 from flowopd.train import TrainConfig
@@ -36,6 +38,8 @@ class Workload:
     micro_batch: int
     teachers: tuple[str, ...]
     rows: Mapping[str, float]
+    before: float = 0
+    """Rows that pass forward once, before the first update."""
 
     def of_one(self, processes: int) -> Workload:
         """The share of one of so many processes."""
@@ -46,6 +50,11 @@ class Workload:
     def forwards(self) -> float:
         """Rows that pass forward, whoever they are for."""
         return sum(rows for role, rows in self.rows.items() if role != "backward")
+
+    @property
+    def passes(self) -> float:
+        """Rows of the whole training in units of a forward; a backward counts as two."""
+        return self.before + self.optim.updates * (self.forwards + 2 * self.rows["backward"])
 
     @property
     def together(self) -> int:
@@ -59,8 +68,18 @@ def workload(session: Session) -> Workload:
     if recipe.distill is not None:
         return of_distillation(session, recipe.distill)
     if recipe.grpo_mix is not None:
-        return of_mix(session, recipe.grpo_mix)
+        return of_policy(session, GRPO_MIX, recipe.grpo_mix)
     raise ConfigError("the recipe has no `distill` and no `grpo_mix`; add one, or plan another recipe")
+
+
+def workloads(session: Session) -> list[Workload]:
+    """Those of all stages that a recipe trains, in their order."""
+    recipe = session.recipe
+    trained = {f"teacher:{name}": teacher.train for name, teacher in recipe.teachers.items() if teacher.train}
+    works = [of_policy(session, stage, config) for stage, config in trained.items()]
+    works += [of_sft(session, recipe.coldstart)] if isinstance(recipe.coldstart, SftConfig) else []
+    works += [of_policy(session, GRPO_MIX, recipe.grpo_mix)] if recipe.grpo_mix else []
+    return works + ([of_distillation(session, recipe.distill)] if recipe.distill else [])
 
 
 def rows_of(guidance: float) -> int:
@@ -93,7 +112,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     )
 
 
-def of_mix(session: Session, config: MixConfig) -> Workload:
+def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:
     """Drawing the groups and learning from them, the mean over the updates of a round of windows."""
     guided, sampling = rows_of(config.sampling.guidance), config.sampling
     images = config.prompts_per_update * config.group
@@ -103,7 +122,26 @@ def of_mix(session: Session, config: MixConfig) -> Workload:
         "reference": learnt * guided if config.kl > 0 else 0,
         "backward": learnt * guided,
     }
-    return Workload("grpo_mix", config.adapter, config.optim, sampling, images, config.micro_batch, (), rows)
+    return Workload(stage, config.adapter, config.optim, sampling, images, config.micro_batch, (), rows)
+
+
+def of_sft(session: Session, config: SftConfig) -> Workload:
+    """Flow matching on images, which the experts draw once."""
+    recipe = session.recipe
+    labels = list(recipe.prompts)
+    each, steps = -(-config.images // len(labels)), config.sampling.steps
+    guided = [rows_of(session.guidance(strongest(session, label), config.sampling.guidance)) for label in labels]
+    return Workload(
+        "sft",
+        (recipe.distill or DistillConfig()).adapter,
+        config.optim,
+        SamplingConfig(),
+        config.batch,
+        config.micro_batch,
+        tuple(recipe.teachers),
+        {"student": config.batch, "backward": config.batch},
+        before=each * steps * sum(guided),
+    )
 
 
 def _by_transitions(config: PolicyConfig, grid: Grid) -> tuple[int, int]:
