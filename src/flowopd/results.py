@@ -124,6 +124,16 @@ def bootstrap_grouped(
     return Estimate(mean=mean, ci95=(low, high), n=len(values))
 
 
+def bootstrap_average(values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]]) -> Estimate:
+    """The mean over metrics of each one's mean over its groups, from a value and a group for each of its prompts.
+
+    Raises DataError as `bootstrap_grouped` does.
+    """
+    joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in values])
+    shares = {f"{name}/{group}": 1 / len(set(groups[name])) for name in values for group in groups[name]}
+    return bootstrap_grouped(np.concatenate(list(values.values())), joint, weights=shares)
+
+
 def paired_difference(
     a: np.ndarray,
     b: np.ndarray,

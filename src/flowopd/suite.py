@@ -32,15 +32,26 @@ class Table(Strict):
 
 
 class Claim(Strict):
-    """What is held to be true: on one metric, `of` is above `over` by `at_least`; both are ROW/MODEL."""
+    """What is held to be true: `of` is above `over` by `at_least`. Both are ROW/MODEL.
+
+    On the mean over `metrics`, by default those of the average. The difference is taken prompt by prompt; where `over`
+    has metrics of its own, it is the ratio of the two means.
+    """
 
     says: str
     of: str
     over: str
-    metric: str = "average"
-    against: str | None = Field(None, description="the metric of `over`; none is the same")
-    ratio: bool = Field(False, description="the ratio of the means instead of their difference")
+    metrics: tuple[str, ...] = ()
+    over_metrics: tuple[str, ...] | None = None
     at_least: float = 0.0
+
+
+class Pictures(Strict):
+    """Which rows or tables the study's figures show; none is no such figure."""
+
+    forgetting: str | None = Field(None, description="the row of base and experts")
+    gaps: str | None = Field(None, description="the row whose distillation is shown")
+    seesaw: str | None = Field(None, description="the table of runs with more and more rewards")
 
 
 class Suite(Strict):
@@ -49,6 +60,7 @@ class Suite(Strict):
     rows: dict[str, Row] = Field(min_length=1)
     tables: dict[str, Table] = Field({})
     claims: tuple[Claim, ...] = ()
+    pictures: Pictures = Pictures()
 
     @model_validator(mode="after")
     def _names_its_rows(self) -> Suite:

@@ -78,3 +78,18 @@ def report(out: Out = Path("runs/demo")) -> None:
     path = write_report(out)
     write_summary(out)
     typer.echo(path)
+
+
+def study(
+    suite: Annotated[str, typer.Argument(help="A suite (YAML); a name from recipes/ will do.")],
+    out: Out = Path("runs/study"),
+    to: Annotated[Path, typer.Option(help="Folder for RESULTS.md and its figures.")] = Path("docs"),
+) -> None:
+    """One page for all runs of a suite: tables over seeds, claims put to the test, figures, costs.
+
+    Example: `flowopd study recipes/mini-paper/all.yaml --out runs/mini-paper --to docs`
+    """
+    from flowopd.recipe import recipe_path
+    from flowopd.stages.study import write_study
+
+    typer.echo(write_study(recipe_path(suite), out, to))

@@ -20,13 +20,14 @@ from flowopd.results import (
     TEACHER,
     Estimate,
     Results,
+    bootstrap_average,
     bootstrap_grouped,
     gap_closed,
     replace_text,
 )
 from flowopd.rewards import Reward
 from flowopd.session import Session
-from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, repeated
+from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, metric_prompts, repeated
 from flowopd.tracking import Tracker
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
@@ -57,7 +58,7 @@ def evaluate(session: Session) -> Results:
                 for name, source in sources.items()
             }
             scores[model] = {name: values.tolist() for name, values in judged.items()}
-            estimates[model] = estimated(config, {name: prompts[source] for name, source in sources.items()}, judged)
+            estimates[model] = estimated(config, metric_prompts(config, prompts), judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
     results = Results(settings=_settings(session, config, models), models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
@@ -101,16 +102,18 @@ def estimated(
     config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Mapping[str, np.ndarray]
 ) -> dict[str, Estimate]:
     """Every metric's estimate, from a value (P,) of each of its prompts, and `average` over those not held out."""
-    groups = {name: _groups(metric, prompts[name]) for name, metric in config.metrics.items()}
+    groups = {name: groups_of(metric, prompts[name]) for name, metric in config.metrics.items()}
     row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
-    counted = [name for name, metric in config.metrics.items() if not metric.held_out]
-    joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in counted])
-    share = {f"{name}/{group}": 1 / len(set(groups[name])) for name in counted for group in groups[name]}
-    every = np.concatenate([values[name] for name in counted])
-    return row | {AVERAGE: bootstrap_grouped(every, joint, weights=share)}
+    return row | {AVERAGE: bootstrap_average({name: values[name] for name in counted(config)}, groups)}
 
 
-def _groups(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
+def counted(config: EvaluateConfig) -> list[str]:
+    """The metrics of the average."""
+    return [name for name, metric in config.metrics.items() if not metric.held_out]
+
+
+def groups_of(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
+    """The group of each prompt, over whose means the metric is a mean: its tag, or one for all."""
     return [str(prompt.metadata.get("tag", "")) if metric.grouped else "" for prompt in prompts]
 
 

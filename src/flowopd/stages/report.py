@@ -106,7 +106,7 @@ def read_run(run: Path) -> Run:
     return Run(
         name=run.resolve().name,
         results=Results.load(results) if results.exists() else None,
-        rows=_rows(rows) if rows.exists() else [],
+        rows=read_rows(rows) if rows.exists() else [],
         manifest=_json(manifest) if manifest.exists() else None,
         wall=_wall(run / "samples"),
         has_student=(run / "student").is_dir(),
@@ -296,8 +296,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _rows(path: Path) -> list[Row]:
-    """All finished lines; one that does not end yet is still being written."""
+def read_rows(path: Path) -> list[Row]:
+    """All finished lines of `metrics.jsonl`; one that does not end yet is still being written."""
     finished = path.read_text(encoding="utf-8").split("\n")[:-1]
     rows = [_parsed(line, f"{path}:{place}") for place, line in enumerate(finished, 1) if line.strip()]
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +132,13 @@ def evaluation_prompts(session: Session, config: EvaluateConfig) -> dict[tuple[s
     """The prompts by every label and split that a metric names; `limit` of each, spread evenly over the file."""
     named = dict.fromkeys(asked(metric, config) for metric in config.metrics.values())
     return {(label, split): spread(session.prompts(label, split), config.limit) for label, split in named}
+
+
+def metric_prompts(
+    config: EvaluateConfig, prompts: Mapping[tuple[str, str], Sequence[Prompt]]
+) -> dict[str, Sequence[Prompt]]:
+    """The prompts of each metric, of those by label and split."""
+    return {name: prompts[asked(metric, config)] for name, metric in config.metrics.items()}
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:

@@ -26,20 +26,22 @@ def write_summary(run: Path) -> None:
 def table(results: Results) -> str:
     """Every model and metric with half the width of its interval, and the gap closed, in Markdown."""
     metrics = results.metrics
-    lines = [_line("", *metrics), _line("---", *("---:" for _ in metrics))]
+    lines = [line("", *metrics), line("---", *("---:" for _ in metrics))]
     for model, row in results.models.items():
-        lines.append(_line(model, *(_cell(row.get(metric)) for metric in metrics)))
+        lines.append(line(model, *(cell(row.get(metric)) for metric in metrics)))
     if results.gap_closed:
         shares = (results.gap_closed.get(metric) for metric in metrics)
-        lines.append(_line("gap closed", *("" if share is None else f"{share:.2f}" for share in shares)))
+        lines.append(line("gap closed", *("" if share is None else f"{share:.2f}" for share in shares)))
     return "\n".join(lines) + "\n"
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(estimate: Estimate | None) -> str:
+def cell(estimate: Estimate | None) -> str:
+    """`0.871 ± 0.020`, or nothing."""
     return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}" if estimate else ""
 
 

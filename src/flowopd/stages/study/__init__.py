@@ -1,0 +1,34 @@
+"""The study of a suite: what its rows show together, as one record, a page and figures that are made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowopd.results import replace_text
+from flowopd.stages.study.gather import gather
+from flowopd.stages.study.page import page
+from flowopd.stages.study.pictures import draw
+from flowopd.stages.study.records import Study
+
+__all__ = ["PAGE", "STUDY", "Study", "page", "write_page", "write_study"]
+
+PAGE, STUDY = "RESULTS.md", "study.json"
+
+
+def write_study(suite: Path, runs: Path, folder: Path) -> Path:
+    """Gather a suite's runs into FOLDER/results/study.json and write the page; returns FOLDER/RESULTS.md.
+
+    Raises ConfigError for a wrong suite, DataError for damaged files.
+    """
+    results = folder / "results"
+    study = gather(suite, runs)
+    results.mkdir(parents=True, exist_ok=True)
+    study.save(results / STUDY)
+    return write_page(study, folder)
+
+
+def write_page(study: Study, folder: Path) -> Path:
+    """FOLDER/RESULTS.md and the figures in FOLDER/results, from the record alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / PAGE, page(study, draw(study, folder / "results")))
+    return folder / PAGE

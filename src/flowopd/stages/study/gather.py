@@ -1,0 +1,152 @@
+"""From the folders of a suite's runs to a study: means over seeds, intervals over prompts, claims put to the test."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowopd.results import Estimate, bootstrap_average
+from flowopd.session import Session
+from flowopd.stages.evaluate import PER_PROMPT, RESULTS, counted, estimated, groups_of
+from flowopd.stages.report import gap_curves, gap_tables, read_rows
+from flowopd.stages.sample import evaluation_prompts, metric_prompts
+from flowopd.stages.study.records import Cost, Gap, Line, Study, Verdict
+from flowopd.stages.workload import workloads
+from flowopd.suite import Claim, Run, load_runs, load_suite
+
+POINTS = 120
+"""Points of a curve that a study keeps at most."""
+
+Scores = Mapping[str, np.ndarray]
+"""{metric: value (P,) of each prompt}"""
+
+
+def gather(path: Path, out: Path) -> Study:
+    """The study of the suite in `path`, whose runs lie in `out`; a run without results is listed as missing.
+
+    Raises ConfigError for a wrong suite, DataError for damaged files.
+    """
+    suite, runs = load_suite(path), load_runs(path, out)
+    done = [run for run in runs if (run.folder / RESULTS).exists()]
+    rows = {name: mine for name in suite.rows if (mine := [run for run in done if run.row == name])}
+    scores = {name: _scores(mine) for name, mine in rows.items()}
+    judged = {name: _Judged(mine[0]) for name, mine in rows.items()}
+    manifests = [json.loads((run.folder / "manifest.json").read_text()) for run in done]
+    return Study(
+        suite=f"{path.parent.name}/{path.name}",
+        commits=sorted({str(manifest["git_commit"]) for manifest in manifests}),
+        hardware=sorted({json.dumps(manifest["hardware"], sort_keys=True) for manifest in manifests}),
+        rows=suite.rows,
+        tables=suite.tables,
+        pictures=suite.pictures,
+        lines={
+            f"{row}/{model}": _line(judged[row], by_seed)
+            for row, models in scores.items()
+            for model, by_seed in models.items()
+        },
+        costs={row: _cost(mine) for row, mine in rows.items()},
+        gaps={row: gap for row, mine in rows.items() if (gap := _gap(mine[0])) is not None},
+        verdicts=[_verdict(claim, scores, judged) for claim in suite.claims],
+        missing=[f"{run.row}/seed-{run.seed}" for run in runs if run not in done],
+    )
+
+
+class _Judged:
+    """What a row was judged on: the groups of every metric's prompts, and which metrics are averaged."""
+
+    def __init__(self, run: Run) -> None:
+        self.config = run.recipe.evaluate
+        prompts = evaluation_prompts(Session(run.recipe, run.folder), self.config)
+        self.prompts = metric_prompts(self.config, prompts)
+        self.groups = {name: groups_of(self.config.metrics[name], mine) for name, mine in self.prompts.items()}
+        self.counted = counted(self.config)
+
+    def estimates(self, scores: Scores) -> dict[str, Estimate]:
+        return estimated(self.config, self.prompts, scores)
+
+    def average(self, scores: Scores, metrics: Sequence[str]) -> Estimate:
+        names = metrics or self.counted
+        return bootstrap_average({name: scores[name] for name in names}, self.groups)
+
+
+def _scores(runs: Sequence[Run]) -> dict[str, dict[int, Scores]]:
+    """{model: {seed: scores}} of the runs of a row."""
+    found: dict[str, dict[int, Scores]] = {}
+    for run in runs:
+        for model, row in json.loads((run.folder / PER_PROMPT).read_text()).items():
+            found.setdefault(model, {})[run.seed] = {name: np.asarray(values) for name, values in row.items()}
+    return found
+
+
+def _mean(by_seed: Mapping[int, Scores]) -> Scores:
+    """Each prompt's mean over the seeds."""
+    first = next(iter(by_seed.values()))
+    return {name: np.mean([scores[name] for scores in by_seed.values()], axis=0) for name in first}
+
+
+def _line(judged: _Judged, by_seed: Mapping[int, Scores]) -> Line:
+    seeds = {
+        seed: {name: estimate.mean for name, estimate in judged.estimates(scores).items()}
+        for seed, scores in by_seed.items()
+    }
+    return Line(metrics=judged.estimates(_mean(by_seed)), by_seed=seeds)
+
+
+def _verdict(
+    claim: Claim, scores: Mapping[str, Mapping[str, Mapping[int, Scores]]], judged: Mapping[str, _Judged]
+) -> Verdict:
+    """The claim with what was measured, as far as both its lines are there."""
+    places = [tuple(name.split("/", 1)) for name in (claim.of, claim.over)]
+    if any(model not in scores.get(row, {}) for row, model in places):
+        return Verdict(claim=claim, measured=None)
+    (of_row, of), (over_row, over) = places
+    above, below = _mean(scores[of_row][of]), _mean(scores[over_row][over])
+    if claim.over_metrics is None:
+        difference = {name: above[name] - below[name] for name in above if name in below}
+        return Verdict(claim=claim, measured=judged[of_row].average(difference, claim.metrics))
+    a, b = judged[of_row].average(above, claim.metrics), judged[over_row].average(below, claim.over_metrics)
+    return Verdict(claim=claim, measured=_ratio(a, b))
+
+
+def _ratio(a: Estimate, b: Estimate) -> Estimate:
+    """a / b; its interval is as wide as the two intervals allow, hence conservative."""
+    (low, high), (least, most) = a.ci95, b.ci95
+    return Estimate(mean=a.mean / b.mean, ci95=(low / most, high / least), n=min(a.n, b.n))
+
+
+def _cost(runs: Sequence[Run]) -> Cost:
+    works = workloads(Session(runs[0].recipe, runs[0].folder))
+    seconds = [sum(_seconds(run, work.stage) for work in works) for run in runs]
+    return Cost(seconds=float(np.mean(seconds)), passes={work.stage: work.passes for work in works})
+
+
+def _seconds(run: Run, stage: str) -> float:
+    """What a stage's updates took, over all the times that it was taken up again: its clock starts anew each time."""
+    clock = [row["seconds"] for row in read_rows(run.folder / "metrics.jsonl") if row["stage"] == stage]
+    return sum(now - before if now > before else now for before, now in zip([0.0, *clock], clock, strict=False))
+
+
+def _gap(run: Run) -> Gap | None:
+    """The gaps of a run's distillation, if it has one."""
+    rows = [row for row in read_rows(run.folder / "metrics.jsonl") if row["stage"] == "distill"]
+    labels = list(gap_curves(rows))
+    tables = list(gap_tables(rows, labels).values())
+    if not tables:
+        return None
+    first, last = (
+        {
+            label: [None if math.isnan(value) else float(value) for value in table[:, i]]
+            for i, label in enumerate(labels)
+        }
+        for table in tables
+    )
+    every = -(-len(rows) // POINTS)
+    return Gap(first=first, last=last, curve=[(int(row["step"]), float(row["gap"])) for row in rows[::every]])
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]

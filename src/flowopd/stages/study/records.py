@@ -1,0 +1,82 @@
+"""What a study keeps of a suite's runs: enough for its page, small enough for a repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flowopd.errors import DataError
+from flowopd.results import Estimate, replace_text
+from flowopd.suite import Claim, Pictures, Row, Table
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Line(_Record):
+    """One model of a row: estimates over prompts of the mean over seeds, and each seed's own means."""
+
+    metrics: dict[str, Estimate]
+    by_seed: dict[int, dict[str, float]]
+
+
+class Cost(_Record):
+    """What a row's training took: seconds, the mean over seeds, and by stage rows in units of a forward."""
+
+    seconds: float
+    passes: dict[str, float]
+
+
+class Gap(_Record):
+    """How far a student's velocities were from its teachers', of one seed: by label and step of the path over the
+    first and the last tenth of the updates, and the mean over labels by update."""
+
+    first: dict[str, list[float | None]]
+    last: dict[str, list[float | None]]
+    curve: list[tuple[int, float]]
+
+
+class Verdict(_Record):
+    """A claim and what was measured, None while a row is missing."""
+
+    claim: Claim
+    measured: Estimate | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the measured mean is what was claimed or more."""
+        return None if self.measured is None else self.measured.mean >= self.claim.at_least
+
+
+class Study(_Record):
+    """All of it: lines by ROW/MODEL; `missing` are runs that have no results yet, as ROW/seed-N."""
+
+    suite: str
+    commits: list[str]
+    hardware: list[str]
+    rows: dict[str, Row]
+    tables: dict[str, Table]
+    pictures: Pictures
+    lines: dict[str, Line]
+    costs: dict[str, Cost]
+    gaps: dict[str, Gap]
+    verdicts: list[Verdict]
+    missing: list[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Raises DataError if the file is missing or no study."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; gather the runs of a suite first: flowopd study") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(f"{path}: {place}: {first['msg']}; gather it again: flowopd study") from None
+
+    def save(self, path: Path) -> None:
+        """Written whole or not at all."""
+        replace_text(path, self.model_dump_json(indent=1) + "\n")
