@@ -58,6 +58,16 @@ class Model(Protocol):
         """A condition of so many rows without content, on the meta device."""
         ...
 
+    @property
+    def load_options(self) -> dict[str, None]:
+        """What loading the plain pipeline needs for it to condition as `encode` does."""
+        ...
+
+    @property
+    def call_options(self) -> dict[str, int]:
+        """What a call of the plain pipeline needs for it to condition as `encode` does."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts."""
         ...

@@ -43,3 +43,15 @@ ENCODERS = {"clip_l": 123_650_304, "clip_g": 694_659_840, "t5_xxl": 4_762_310_65
 
 TEXT_TOKENS, PIXELS, SHIFT = 77 + 256, 8, 3.0
 """In all these models: tokens of CLIP's and T5's block, pixels along one side of a latent, shift of the time grid."""
+
+LICENCES: Mapping[str, Mapping[str, str]] = {
+    "stabilityai/stable-diffusion-3.5-": {"license": "other", "license_name": "stabilityai-ai-community"},
+}
+"""What a model card says of the licence of models whose ids begin so."""
+
+UNKNOWN_LICENCE: Mapping[str, str] = {"license": "unknown"}
+
+
+def licence_of(name: str) -> Mapping[str, str]:
+    """The licence of a model by its id, in the words of a model card; `unknown` for others than published ones."""
+    return next((words for start, words in LICENCES.items() if name.startswith(start)), UNKNOWN_LICENCE)

@@ -31,7 +31,8 @@ from flowopd.schedule import sigma_grid
 from flowopd.shapes import Grid
 from flowopd.types import Condition
 
-ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+T5 = ("text_encoder_3", "tokenizer_3")
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", *T5)
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The layers that published SD3.5 adapters change: the attention of both streams."""
 
@@ -162,15 +163,31 @@ class Sd3:
 
     def blank(self, rows: int) -> Condition:
         """A condition of so many rows on the meta device, shaped as `encode` makes it."""
-        tokens = TEXT_TOKENS if self._is_published else self._text_tokens
+        tokens = TEXT_TOKENS if self._is_published else self._clip_tokens + self._t5_tokens
         embeds = torch.empty(rows, tokens, self.config["joint_attention_dim"], device="meta")
         pooled = torch.empty(rows, self.config["pooled_projection_dim"], device="meta")
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
     @property
-    def _text_tokens(self) -> int:
-        clip, t5 = (self.source.load(AutoTokenizer, name) for name in ("tokenizer", "tokenizer_3"))
-        return clip.model_max_length + (min(LONGEST_T5, t5.model_max_length) if self.t5 else LONGEST_T5)
+    def load_options(self) -> dict[str, None]:
+        """What loading the plain pipeline needs for it to condition as `encode` does."""
+        return {} if self.t5 else dict.fromkeys(T5)
+
+    @property
+    def call_options(self) -> dict[str, int]:
+        """What a call of the plain pipeline needs for it to condition as `encode` does."""
+        return {} if self._t5_tokens == LONGEST_T5 else {"max_sequence_length": self._t5_tokens}
+
+    @property
+    def _clip_tokens(self) -> int:
+        return int(self.source.load(AutoTokenizer, "tokenizer").model_max_length)
+
+    @cached_property
+    def _t5_tokens(self) -> int:
+        """The length of T5's block; without a T5 the pipeline puts as many zeros there."""
+        if self._is_published or not self.t5:
+            return LONGEST_T5
+        return min(LONGEST_T5, self.source.load(AutoTokenizer, "tokenizer_3").model_max_length)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture; None is the size that the transformer was made for.
@@ -198,14 +215,12 @@ class Sd3:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts, on the CPU. The encoders are loaded for it: see `free_encoders`."""
-        pipe = self._encoders
-        longest = min(LONGEST_T5, pipe.tokenizer_3.model_max_length) if self.t5 else LONGEST_T5
-        embeds, _, pooled, _ = pipe.encode_prompt(
+        embeds, _, pooled, _ = self._encoders.encode_prompt(
             list(texts),
             None,
             None,
             do_classifier_free_guidance=False,
-            max_sequence_length=longest,
+            max_sequence_length=self._t5_tokens,
             device=self.device,
         )
         return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}).to("cpu", self.dtype)
@@ -213,9 +228,8 @@ class Sd3:
     @cached_property
     def _encoders(self) -> StableDiffusion3Pipeline:
         """The pipeline without what draws; of the transformer it only reads the config, for the size of no T5."""
-        left_out = {} if self.t5 else {"text_encoder_3": None, "tokenizer_3": None}
         drawn = {"transformer": self.skeleton(), "vae": None}
-        pipe = self.source.load(StableDiffusion3Pipeline, **drawn, **left_out, dtype=self.dtype)
+        pipe = self.source.load(StableDiffusion3Pipeline, **drawn, **self.load_options, dtype=self.dtype)
         for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
             if encoder is not None:
                 encoder.to(self.device)

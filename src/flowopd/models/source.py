@@ -40,6 +40,11 @@ class Source:
         """The class of the pipeline, from its index. Raises CheckpointError if there is none."""
         return str(self._index().get("_class_name"))
 
+    @property
+    def parts(self) -> list[str]:
+        """The parts that the pipeline's index names and has. Raises CheckpointError if there is no index."""
+        return [name for name, kind in self._index().items() if isinstance(kind, list) and all(kind)]
+
     def load(self, kind: Any, subfolder: str | None = None, **options: Any) -> Any:
         """`kind.from_pretrained` of this source, or of one of its subfolders.
 
@@ -84,13 +89,13 @@ class Source:
             return 0
         if not self.is_pipeline:
             return _weights(folder)
-        parts = [name for name, kind in self._index().items() if isinstance(kind, list) and all(kind)]
-        return sum(_weights(folder / name) for name in parts)
+        return sum(_weights(folder / name) for name in self.parts)
 
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
         digest = sha256(f"{self.name}@{self.revision}".encode() if not Path(self.path).is_dir() else b"")
-        for file in sorted(Path(self.path).rglob("*.*")) if Path(self.path).is_dir() else ():
+        found = sorted(Path(self.path).rglob("*.*")) if Path(self.path).is_dir() else ()
+        for file in (path for path in found if path.is_file()):
             digest.update(f"{file.relative_to(self.path)}:{file.stat().st_size}".encode())
             digest.update(_ends(file))
         return digest.hexdigest()
