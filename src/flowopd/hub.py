@@ -19,12 +19,14 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowopd.errors import CheckpointError
+from flowopd.errors import CheckpointError, ConfigError
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -45,6 +47,55 @@ def located(name: str | Path) -> Path:
 def is_local(name: str) -> bool:
     """Whether a name means a path: it exists, or does not look like OWNER/NAME on the hub."""
     return located(name).exists() or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1
+
+
+def public_name(name: str) -> str:
+    """A name that holds on other machines: a path by its last part, a hub id or `package:` name as it is."""
+    return name if name.startswith(PACKAGE) or not is_local(name) else Path(name).name
+
+
+def check_repository(name: str) -> None:
+    """Raises ConfigError unless `name` can be a repository of the hub, OWNER/NAME."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"{name!r} cannot be a hub repository: {_reason(error)}") from None
+    if name.count("/") != 1:
+        raise ConfigError(f"{name!r} cannot be a hub repository; give OWNER/NAME")
+
+
+def push_folder(folder: Path, name: str, private: bool = False) -> None:
+    """Upload a folder as the model OWNER/NAME, which is made if there is none.
+
+    Raises CheckpointError if the hub cannot be reached or refuses, or if a repository that is there is public though
+    `private` is asked for; nothing is uploaded to that one.
+    """
+    api = HfApi()
+    again = f"then: hf upload {name} {folder}"
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.repo_info(name).private:
+            raise CheckpointError(f"{name} exists and is public; make it private on the hub, {again}")
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload an export of flowopd")
+    except (OSError, ValueError, HTTPError) as error:
+        raise CheckpointError(
+            f"{folder} is whole, but was not uploaded to {name}: {_reason(error)}; {_mend(error)}, {again}"
+        ) from None
+
+
+def _mend(error: Exception) -> str:
+    """What to do about an upload that failed."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
+        return "log in with a token that may write there (hf auth login)"
+    if isinstance(error, HfHubHTTPError | ValueError):
+        return "mend what the hub refuses"
+    return "check the network, and that HF_HUB_OFFLINE is not set"
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def fetched_folder(name: str, revision: str | None = None) -> Path:
