@@ -28,7 +28,7 @@ MATHS = (
     "routing",
     "objectives",
 )
-PARTS = ("hub", "models", "lora_file", "merge", "adapters", "conditioning", "prompts", "mini", "rewards")
+PARTS = ("hub", "models", "lora_file", "merge", "adapters", "formats", "conditioning", "prompts", "mini", "rewards")
 RUNNING = (
     "processes",
     "sampling",
