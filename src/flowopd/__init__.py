@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flowopd.stages.distill import distill
     from flowopd.stages.doctor import doctor
     from flowopd.stages.evaluate import evaluate
+    from flowopd.stages.export import export
     from flowopd.stages.report import write_report
     from flowopd.stages.teacher import train_teacher
     from flowopd.types import Condition
@@ -52,6 +53,7 @@ _HOMES = {
     "stages.distill": ("distill",),
     "stages.doctor": ("doctor",),
     "stages.evaluate": ("evaluate",),
+    "stages.export": ("export",),
     "stages.report": ("write_report",),
     "stages.teacher": ("train_teacher",),
     "types": ("Condition",),
@@ -88,6 +90,7 @@ __all__ = [
     "distill",
     "doctor",
     "evaluate",
+    "export",
     "guided",
     "load_recipe",
     "make_recipe",

@@ -29,7 +29,13 @@ PANELS = {
         "distill": training.distill,
     },
     "Before a run": {"plan": checking.plan, "doctor": checking.doctor},
-    "After a run": {"eval": models.evaluate, "sample": models.sample, "report": models.report, "study": models.study},
+    "After a run": {
+        "eval": models.evaluate,
+        "sample": models.sample,
+        "report": models.report,
+        "study": models.study,
+        "export": models.export,
+    },
 }
 for panel, commands in PANELS.items():
     for name, command in commands.items():

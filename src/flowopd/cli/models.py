@@ -1,4 +1,4 @@
-"""Commands that look at a run's models: scores, pictures, a page."""
+"""Commands that look at a run's models: scores, pictures, a page, and what is taken home."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowopd.cli.flags import Config, Out, Seed, Sets, existing_session, settings
-from flowopd.cli.shown import show_results
+from flowopd.cli.shown import finish, show_results
 from flowopd.errors import ConfigError
 
 
@@ -65,6 +65,31 @@ def sample(
     prompts = read_prompts(located(prompts_file), layout or "")
     layouts.draw_layout(session, model, prompts, layout or "", images_per_prompt, seed, to)
     typer.echo(to)
+
+
+def export(
+    out: Out = Path("runs/demo"),
+    to: Annotated[list[str] | None, typer.Option(help="diffusers, peft, comfyui or merged. Repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="student, merge or sft, grpo_mix, or teacher:NAME.")] = "student",
+    dest: Annotated[
+        Path | None, typer.Option(help="Folder of a single format; none is OUT/export/FORMAT.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16, of a merged model; none is the base's.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Upload a single format to the hub, as OWNER/NAME.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Let what is pushed be private.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Take a model of a run home: read back and compared with the trained adapter, with a model card.
+
+    Without --to, for diffusers. Example: `flowopd export --out runs/demo --to diffusers --to comfyui`
+    """
+    from flowopd.stages import export as stage
+
+    session = existing_session(None, ["compile=false", *(sets or [])], out)
+    folders = stage.export(session, to or ["diffusers"], model, dest, dtype=dtype, push=push, private=private)
+    finish("\n".join(map(str, folders)), f"how to use it stands in {folders[-1] / 'README.md'}")
 
 
 def report(out: Out = Path("runs/demo")) -> None:

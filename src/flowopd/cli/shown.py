@@ -62,7 +62,7 @@ def show_checks(checks: Sequence[Check]) -> None:
         typer.secho(f"failed: {', '.join(failed)}", fg="red", err=True)
 
 
-def finish(path: Path, following: str) -> None:
+def finish(path: Path | str, following: str) -> None:
     """The result on standard output, a hint on standard error; of several processes the main one speaks."""
     from flowopd.processes import is_main
 

@@ -29,17 +29,25 @@ def available_models(session: Session, wanted: Sequence[str] | None = None) -> l
 
     Raises ConfigError for a wanted one that does not exist.
     """
-    whole = {name for name in session.recipe.teachers if session.whole_teacher(name) is not None}
-    folders = {
-        f"{TEACHER}{name}": session.teacher_folder(name) for name in session.recipe.teachers if name not in whole
-    }
-    folders |= {model: session.out / folder for model, folder in FOLDERS.items() if model != _other_start(session)}
-    own = [model for model, folder in folders.items() if folder.exists()]
-    there = [BASE, *(f"{TEACHER}{name}" for name in sorted(whole)), *own]
+    teachers = [f"{TEACHER}{name}" for name in session.recipe.teachers]
+    whole = sorted(row for row in teachers if session.whole_teacher(row.removeprefix(TEACHER)) is not None)
+    there = [BASE, *whole, *(row for row in (*teachers, *FOLDERS) if adapter_folder(session, row) is not None)]
     missing = [model for model in wanted or () if model not in there]
     if missing:
         raise ConfigError(f"there is no model {missing[0]!r} here; there are: {', '.join(there)}")
     return list(wanted) if wanted else there
+
+
+def adapter_folder(session: Session, model: str) -> Path | None:
+    """Where the adapter of a row lies; None if there is none, as of the base and of whole teachers."""
+    teacher = model.removeprefix(TEACHER)
+    if model in FOLDERS and model != _other_start(session):
+        folder = session.out / FOLDERS[model]
+    elif model != teacher and teacher in session.recipe.teachers and session.whole_teacher(teacher) is None:
+        folder = session.teacher_folder(teacher)
+    else:
+        return None
+    return folder if folder.exists() else None
 
 
 def _other_start(session: Session) -> str:
