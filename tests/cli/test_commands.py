@@ -1,10 +1,15 @@
 """Each command does its stage, says on standard output where the result is, and leaves it there."""
 
+import errno
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
@@ -74,6 +79,28 @@ def test_teacher_by_flags_writes_an_expert(flowopd, world, tmp_path):
     assert read_lora(tmp_path / "out" / "teachers" / "look").modules
 
 
+@pytest.mark.parametrize("command", ["teacher", "merge", "sft", "distill"])
+def test_without_t5_is_a_flag_of_every_command_that_takes_a_base(flowopd, monkeypatch, command, world, tmp_path):
+    opened = []
+    monkeypatch.setattr("flowopd.cli.training.new_session", lambda tree, sets, out: opened.append(tree) or 1 / 0)
+    reward = ["--reward", "mini_quality"] if command == "teacher" else []
+    for flags in ([], ["--no-t5"]):
+        with pytest.raises(ZeroDivisionError):
+            flowopd(command, "--base", world.base, *reward, *flags, "--out", tmp_path)
+    assert [tree.get("t5") for tree in opened] == [None, False]
+    assert "--no-t5" in flowopd(command, "--help").out
+
+
+def test_a_student_without_t5_is_trained_sampled_and_exported_without_it(flowopd, flags, prompts, tmp_path):
+    out = tmp_path / "out"
+    made = flowopd("distill", *flags, "--no-t5", *prompts, *sets(*SHORT), "--out", out)
+    assert made.code == 0, made.err
+    assert json.loads((out / "manifest.json").read_text())["recipe"]["t5"] is False
+    assert flowopd("sample", "--out", out, "-p", "a ring", "--to", tmp_path / "to").code == 0
+    assert flowopd("export", "--out", out).code == 0
+    assert "text_encoder_3=None" in (out / "export" / "diffusers" / "README.md").read_text()
+
+
 def test_run_goes_on_with_what_is_left(flowopd, world, done, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(world.whole()))
@@ -115,6 +142,54 @@ def test_sample_draws_a_file_into_the_folders_of_a_benchmark(flowopd, done, worl
     assert len(list(to.rglob("*.png"))) == 2 * len(file.read_text().splitlines())
     assert [Image.open(picture).size for picture in to.glob(first)] == [(64, 64)]
     assert flowopd("sample", "--out", done, *flags).code == 0
+
+
+def test_export_writes_a_folder_a_format_and_says_where(flowopd, done):
+    made = flowopd("export", "--out", done, "--to", "peft", "--to", "comfyui", "--model", "teacher:quality")
+    assert made.code == 0, made.err
+    assert made.out.split() == [str(done / "export" / "peft"), str(done / "export" / "comfyui")]
+    assert {path.name for path in (done / "export" / "comfyui").iterdir()} == {
+        "README.md",
+        "done-teacher-quality.safetensors",
+    }
+    assert "README.md" in made.err
+
+
+def test_export_without_a_format_is_for_diffusers(flowopd, done, tmp_path):
+    made = flowopd("export", "--out", done, "--dest", tmp_path / "mine")
+    assert made.code == 0 and made.out.strip() == str(tmp_path / "mine")
+    assert read_lora(tmp_path / "mine").modules.keys() == read_lora(done / "student").modules.keys()
+
+
+def test_an_export_can_be_run_again_elsewhere_and_leaves_the_run_as_it_was(flowopd, done, tmp_path):
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    for form in ("merged", "diffusers"):
+        assert flowopd("export", "--out", done, "--to", form, "--dest", tmp_path / form).code == 0
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("form, writes", [("peft", "lora_file"), ("comfyui", "formats.comfyui")])
+def test_an_export_on_a_full_disk_is_one_line_and_leaves_nothing(flowopd, done, monkeypatch, form, writes):
+    def full(tensors, file, metadata):
+        Path(file).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    monkeypatch.setattr(f"flowopd.{writes}.save_file", full)
+    ended = flowopd("export", "--out", done, "--to", form)
+    assert ended.code == 2 and not ended.out
+    assert ended.err.splitlines() == [
+        f"error: {done}/export/{form} cannot be written (No space left on device); make room there, or choose --dest"
+    ]
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+    assert not (done / "export").exists()
+
+
+def test_a_merged_model_is_written_in_the_dtype_that_is_asked_for(flowopd, done):
+    made = flowopd("export", "--out", done, "--to", "merged", "--dtype", "bfloat16")
+    assert made.code == 0, made.err
+    (file,) = (done / "export" / "merged" / "transformer").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
 
 
 def test_report_writes_the_page(flowopd, done):

@@ -30,7 +30,7 @@ def test_every_command_has_help_with_an_example_of_itself(flowopd, command):
 
 def test_the_commands_are_those_of_the_contract():
     names = {path[0] for path in COMMANDS}
-    assert {"demo", "run", "teacher", "merge", "sft", "distill", "eval", "sample", "report"} <= names
+    assert {"demo", "run", "teacher", "merge", "sft", "distill", "eval", "sample", "export", "report"} <= names
 
 
 def test_help_lists_every_command(flowopd):

@@ -16,6 +16,9 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (Y
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key: distill.optim.updates=20. Repeatable.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")]
 Base = Annotated[str | None, typer.Option(help="Base model: folder, hub id, or package:mini/base.")]
+NoT5 = Annotated[
+    bool, typer.Option("--no-t5", help="Encode prompts by the two CLIPs alone, without the largest encoder.")
+]
 Teachers = Annotated[
     list[str] | None, typer.Option("--teacher", help="NAME=FOLDER of an expert's adapter. Repeatable.")
 ]
@@ -41,7 +44,7 @@ def existing_session(config: Path | None, sets: list[str], out: Path) -> Session
 
 
 def recipe_tree(
-    config: Path | None, base: str | None, teachers: list[str] | None, prompts: list[str] | None
+    config: Path | None, base: str | None, no_t5: bool, teachers: list[str] | None, prompts: list[str] | None
 ) -> dict[str, Any]:
     """A recipe's plain values: the file's, changed by flags."""
     from flowopd.recipe import load_recipe, recipe_path
@@ -51,6 +54,8 @@ def recipe_tree(
         tree = load_recipe(recipe_path(str(config))).model_dump(mode="json", exclude_unset=True)
     if base is not None:
         tree["base"] = base
+    if no_t5:
+        tree["t5"] = False
     for name, folder in _pairs(teachers, "--teacher"):
         tree.setdefault("teachers", {})[name] = {"adapter": folder}
     for label, file in _pairs(prompts, "--prompts"):

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowopd.cli.flags import Base, Config, Out, Prompts, Seed, Sets, Teachers, new_session, recipe_tree, settings
+from flowopd.cli.flags import (
+    Base,
+    Config,
+    NoT5,
+    Out,
+    Prompts,
+    Seed,
+    Sets,
+    Teachers,
+    new_session,
+    recipe_tree,
+    settings,
+)
 from flowopd.cli.shown import finish, show_results
 from flowopd.errors import ConfigError
 
@@ -48,6 +60,7 @@ def teacher(
     config: Config = None,
     sets: Sets = None,
     base: Base = None,
+    no_t5: NoT5 = False,
     prompts: Prompts = None,
     out: Out = Path("runs/teacher"),
     seed: Seed = None,
@@ -61,7 +74,7 @@ def teacher(
     name = name or reward
     if name is None:
         raise ConfigError("which expert? give --name NAME of the recipe's, or --reward NAME to train on")
-    tree = recipe_tree(config, base, [], prompts)
+    tree = recipe_tree(config, base, no_t5, [], prompts)
     if reward is not None:
         label = prompts[0].partition("=")[0] if prompts else name
         trained = tree.setdefault("teachers", {}).setdefault(name, {}).setdefault("train", {"prompts": label})
@@ -74,6 +87,7 @@ def merge(
     config: Config = None,
     sets: Sets = None,
     base: Base = None,
+    no_t5: NoT5 = False,
     teachers: Teachers = None,
     rank: Annotated[int | None, typer.Option(help="Truncate to this rank; exact without.")] = None,
     out: Out = Path("runs/merge"),
@@ -82,7 +96,7 @@ def merge(
 
     Example: `flowopd merge --base package:mini/base --teacher text=experts/text --teacher look=experts/look`
     """
-    tree = recipe_tree(config, base, teachers, [])
+    tree = recipe_tree(config, base, no_t5, teachers, [])
     tree["coldstart"] = {"kind": "merge", **({"rank": rank} if rank else {})}
     _cold_start(tree, sets, out)
 
@@ -91,6 +105,7 @@ def sft(
     config: Config = None,
     sets: Sets = None,
     base: Base = None,
+    no_t5: NoT5 = False,
     teachers: Teachers = None,
     prompts: Prompts = None,
     out: Out = Path("runs/sft"),
@@ -99,7 +114,7 @@ def sft(
 
     Example: `flowopd sft --config recipe.yaml --set coldstart.images=512 --out runs/sft`
     """
-    tree = recipe_tree(config, base, teachers, prompts)
+    tree = recipe_tree(config, base, no_t5, teachers, prompts)
     if (tree.get("coldstart") or {}).get("kind") != "sft":
         tree["coldstart"] = {"kind": "sft"}
     _cold_start(tree, sets, out)
@@ -109,6 +124,7 @@ def distill(
     config: Config = None,
     sets: Sets = None,
     base: Base = None,
+    no_t5: NoT5 = False,
     teachers: Teachers = None,
     prompts: Prompts = None,
     out: Out = Path("runs/distill"),
@@ -122,7 +138,7 @@ def distill(
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
 
-    tree = recipe_tree(config, base, teachers, prompts)
+    tree = recipe_tree(config, base, no_t5, teachers, prompts)
     tree["distill"] = tree.get("distill") or {}
     session = new_session(tree, settings(sets, seed=seed), out)
     if session.recipe.coldstart is not None and agreed(lambda: not (out / "coldstart").exists()):
