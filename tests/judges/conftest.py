@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from threading import Event, Lock, Thread
 
 import pytest
@@ -128,6 +129,30 @@ def serve():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def raw_server():
+    """Starts servers that read a request, send some bytes, and then `drops` over and over, byte by byte."""
+    stopped = Event()
+
+    def start(said, drops):
+        def answer():
+            place, _ = listening.accept()
+            with place, suppress(OSError):
+                place.recv(1 << 16)
+                place.sendall(said)
+                for drop in cycle(drops):
+                    place.sendall(bytes([drop]))
+                    if stopped.wait(0.05):
+                        return
+
+        listening = socket.create_server(("127.0.0.1", 0))
+        Thread(target=answer, daemon=True).start()
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield start
+    stopped.set()
 
 
 @pytest.fixture

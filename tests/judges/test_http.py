@@ -63,7 +63,7 @@ def test_retries_are_bounded(serve, retries):
     assert len(server.requests) == retries + 1
 
 
-@pytest.mark.parametrize("status", [302, 400, 404, 422])
+@pytest.mark.parametrize("status", [302, 400, 404])
 def test_what_is_refused_is_sent_once(serve, status):
     server = serve(lambda *_: (status, "no model 'x'"))
     with pytest.raises(ConfigError, match=f"/v1/score refuses the request with status {status} .*no model") as told:
@@ -92,6 +92,84 @@ def test_a_server_that_drips_is_given_up(serve):
     server = serve(lambda *_: (200, drops()))
     with pytest.raises(DataError, match=r"no answer within 0\.3 s"):
         Endpoint(server.url, deadline=0.3, retries=0).get_json("x")
+
+
+@pytest.mark.parametrize(
+    ("said", "drops"), [(b"", b"HTTP/1.1 200 OK\r\nX: "), (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b" ")]
+)
+def test_a_server_that_never_stops_dripping_is_given_up(raw_server, said, drops):
+    with pytest.raises(DataError, match=r"no answer within 0\.4 s"):
+        Endpoint(raw_server(said, drops), deadline=0.4, retries=0).get_json("x")
+
+
+def test_no_more_of_an_answer_is_read_than_the_most(serve, monkeypatch):
+    monkeypatch.setattr(http, "MOST_MIB", 1)
+    sent = []
+
+    def flood():
+        while not serve.stopped.is_set():
+            sent.append(1)
+            yield " " * (1 << 16)
+
+    server = serve(lambda *_: (200, flood()))
+    with pytest.raises(DataError, match=f"{server.url}/x answers with more than 1 MiB"):
+        Endpoint(server.url).get_json("x")
+    assert len(server.requests) == 1
+
+
+def test_an_answer_is_asked_for_unpacked(serve):
+    server = serve(lambda *_: OK)
+    Endpoint(server.url).get_json("x")
+    assert server.requests[0][2]["Accept-Encoding"] == "identity"
+
+
+def test_what_passes_is_for_the_caller_to_say(serve, at_once):
+    server = serve(lambda *_: (500, "no"))
+    with pytest.raises(DataError, match="status 500"):
+        Endpoint(server.url, passing=http.BUSY).get_json("x")
+    hung = serve(lambda *_: (serve.stopped.wait(30), OK)[1])
+    with pytest.raises(DataError, match="no answer within"):
+        Endpoint(hung.url, deadline=0.2, passing=http.BUSY).get_json("x")
+    assert len(server.requests) == len(hung.requests) == 1 and not at_once
+
+
+def test_a_server_that_was_away_is_asked_again(serve, dead_url, at_once, monkeypatch):
+    server = serve(lambda *_: OK)
+    endpoint = Endpoint(dead_url, passing=http.BUSY)
+
+    def back(pause):
+        at_once.append(pause)
+        monkeypatch.setattr(endpoint, "_url", Endpoint(server.url)._url)
+
+    monkeypatch.setattr(http, "sleep", back)
+    assert endpoint.get_json("x") == {"a": [1, 2.5]} and at_once == [0.5]
+
+
+@pytest.mark.parametrize("status", [413, 422])
+def test_what_a_server_says_of_the_data_is_passed_on(serve, status):
+    server = serve(lambda *_: (status, '{"detail": "prompt \\"x\\"\\nhas \\u001b[31mno text"}'))
+    with pytest.raises(DataError) as told:
+        Endpoint(server.url).post_json("score", {})
+    place = f"{server.url}/score refuses what it was sent with status {status}"
+    assert str(told.value) == f'{place} (prompt "x" has [31mno text)'
+
+
+def test_this_machine_is_asked_without_a_proxy(serve, dead_url, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead_url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert Endpoint(serve(lambda *_: OK).url).get_json("x") == {"a": [1, 2.5]}
+    with pytest.raises(ConfigError, match=r"no server at http://192\.0\.2\.1/x .Connection refused"):
+        Endpoint("http://192.0.2.1", retries=0).get_json("x")
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_a_loopback_is_known(host, here):
+    assert http.is_loopback(host) is here
 
 
 def test_an_answer_that_breaks_off_is_told(serve):
