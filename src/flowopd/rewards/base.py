@@ -18,7 +18,7 @@ class JudgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = Field(None, description="hub id or folder, or the model's name at its endpoint")
-    url: str | None = Field(None, description="OpenAI-compatible endpoint of a judge that asks a model there")
+    url: str | None = Field(None, description="where `flowopd serve-reward` serves it, or a chat judge's endpoint")
     token: str | None = Field(None, description="name of the environment variable that holds the server's token")
     deadline: float = Field(60.0, gt=0, description="seconds that an answer may take")
     retries: int = Field(2, ge=0, description="how often a request that failed is sent again")

@@ -66,7 +66,8 @@ class Deqa:
         except (ImportError, NameError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"the code of {model} does not run with transformers {transformers.__version__} "
-                f"({' '.join(str(error).split())}); take a model whose code does, as judges.deqa.model"
+                f"({' '.join(str(error).split())}); take a model whose code does, as judges.deqa.model, or serve deqa "
+                "where it runs (flowopd serve-reward deqa) and set judges.deqa.url"
             ) from error
 
     @classmethod
@@ -75,7 +76,7 @@ class Deqa:
         if not config.trust_remote_code:
             raise ConfigError(
                 f"deqa runs code that comes with {config.model or MODEL}; allow it with "
-                "judges.deqa.trust_remote_code=true, or take another reward"
+                "judges.deqa.trust_remote_code=true, or in an environment of its own by judges.deqa.url"
             )
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:

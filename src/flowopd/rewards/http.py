@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Set
 from ipaddress import ip_address
+from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -20,10 +21,10 @@ HEALTH = 5.0
 PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first retry, which double from one to the next, and the most that a server may ask for."""
 
-LATE, BUSY = 408, frozenset({429, 502, 503})
-"""The status that stands for no answer in time; those of a server that will answer later."""
+LATE, BUSY = 408, frozenset({503})
+"""The status that stands for no answer in time; that of a server that will answer later."""
 
-PASSING = BUSY | {LATE, *range(500, 600)}
+PASSING = frozenset({LATE, 429, *range(500, 600)})
 """What a server of large models gets over."""
 
 MOST_MIB = 8
@@ -174,7 +175,8 @@ class Endpoint:
         try:
             return from_json(content)
         except ValueError:
-            raise DataError(f"{shown} answered no JSON ({self._quote(content)}); is it the right url?") from None
+            kind = "HTML and " if content.lstrip()[:1] == b"<" else ""
+            raise DataError(f"{shown} answered {kind}no JSON ({self._quote(content)}); is it the right url?") from None
 
     def _quote(self, content: bytes) -> str:
         return repr(self._clean(content.decode("utf-8", "replace"))[:QUOTED])
@@ -207,8 +209,23 @@ def secret(name: str) -> str:
     value = os.environ.get(name, "").strip()
     if not value:
         raise ConfigError(f"the environment variable {name}, which `token` names, is not set; export it")
-    if not (value.isascii() and value.isprintable()):
-        raise ConfigError(f"the environment variable {name}, which `token` names, holds no token; export it again")
+    return sendable(value, f"the environment variable {name}, which `token` names,")
+
+
+def secret_of(file: Path) -> str:
+    """The token that a file holds, and nothing else. Raises ConfigError if it cannot be read, or holds none."""
+    try:
+        value = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"the token file {file} cannot be read ({reason}); write a token into it") from None
+    return sendable(value, f"the token file {file}")
+
+
+def sendable(value: str, origin: str) -> str:
+    """A token that fits into a header. Raises ConfigError, naming where it comes from and not what it is."""
+    if not value or not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"{origin} holds no token; write one of printable ASCII")
     return value
 
 

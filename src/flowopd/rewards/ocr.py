@@ -87,7 +87,8 @@ def _engine(threads: int) -> Any:
         import rapidocr_onnxruntime
     except ImportError as error:
         raise ConfigError(
-            f"the reward `ocr` needs rapidocr, which cannot be imported ({error}): pip install 'flowopd[ocr]'"
+            f"the reward `ocr` needs rapidocr, which cannot be imported ({error}): pip install 'flowopd[ocr]', or "
+            "serve it where that can be installed, and set judges.ocr.url"
         ) from None
     engine = rapidocr_onnxruntime.RapidOCR(
         det_limit_side_len=LEAST_SIDE,

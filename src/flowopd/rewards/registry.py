@@ -12,6 +12,7 @@ import torch
 
 from flowopd.errors import ConfigError
 from flowopd.rewards.base import JudgeConfig, Reward
+from flowopd.rewards.remote import Remote
 
 NET = ("model",)
 """What a judge takes whose net runs here, on a device."""
@@ -20,7 +21,7 @@ CODE = (*NET, "trust_remote_code")
 """What a judge takes whose net comes with code of its own."""
 
 CHAT = ("model", "url", "token", "deadline", "retries")
-"""What a judge takes that asks a model behind an endpoint."""
+"""What a judge takes that asks a model behind an endpoint. Any other judge with a `url` is a client of its server."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Entry:
         fields = JudgeConfig.model_fields
         idle = [key for key in fields if key not in self.takes and getattr(config, key) != fields[key].default]
         if idle:
-            raise ConfigError(f"{name} takes no {idle[0]!r}, got {getattr(config, idle[0])!r}; leave it out of judges")
+            mend = "leave it out of judges" + (f", or add judges.{name}.url" if idle[0] in CHAT[1:] else "")
+            raise ConfigError(f"{name} takes no {idle[0]!r}, got {getattr(config, idle[0])!r}; {mend}")
         if self.takes in (CODE, CHAT):
             self._class.check(config)
 
@@ -71,14 +73,40 @@ REWARDS: Mapping[str, Entry] = {
 
 
 def check_reward(name: str, config: JudgeConfig | None = None) -> None:
-    """Raises ConfigError for a name that is not in REWARDS, and for settings that it does not take, or lacks."""
+    """Raises ConfigError for settings that a reward does not take, or lacks, and for a name that is not in REWARDS.
+
+    With a `url` any name will do: its server is asked whether it is that reward's when the reward is made.
+    """
+    config = config or JudgeConfig()
+    if _is_elsewhere(name, config):
+        return Remote.check(name, config)
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
-    REWARDS[name].check(name, config or JudgeConfig())
+    return REWARDS[name].check(name, config)
 
 
 def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:
-    """A reward, ready to score, its nets on `device`. Raises ConfigError as `check_reward` does."""
+    """A reward, ready to score: its nets on `device`, or on the server at `config.url`.
+
+    Raises ConfigError as `check_reward` does, for a server that is not there, and for a device that is not here.
+    """
+    config = config or JudgeConfig()
     check_reward(name, config)
-    return REWARDS[name].build(device, config or JudgeConfig())
+    if _is_elsewhere(name, config):
+        return Remote(name, config)
+    _check_device(device)
+    return REWARDS[name].build(device, config)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"no device {str(device)!r} here ({reason}); take cpu, cuda or cuda:N") from None
+
+
+def _is_elsewhere(name: str, config: JudgeConfig) -> bool:
+    """Whether a reward is a server's; a chat judge is here, and its url is where it puts its questions."""
+    return config.url is not None and not (name in REWARDS and REWARDS[name].takes == CHAT)

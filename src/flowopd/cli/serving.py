@@ -1,0 +1,55 @@
+"""Commands that serve a part of a run to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve_reward(
+    name: Annotated[str, typer.Argument(help="A reward's name, such as geneval.")],
+    host: Annotated[str, typer.Option(help="Address to serve on; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0 is any that is free.")] = 8765,
+    device: Annotated[str, typer.Option(help="Where the reward's models run: cpu, cuda, cuda:1.")] = "cpu",
+    token_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the token clients must send.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Or the file that holds it.", show_default=False)] = None,
+    max_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Most pictures in a request.")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 60.0,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Change a judge's key: model=FOLDER.")] = None,
+) -> None:
+    """Serve a reward that needs an environment or a machine of its own, until Ctrl-C.
+
+    Example: `flowopd serve-reward geneval --device cuda --port 8765`
+    """
+    from flowopd.recipe import validated
+    from flowopd.rewards.base import JudgeConfig
+    from flowopd.rewards.registry import check_reward, make_reward
+    from flowopd.rewards.server import ServerConfig, serve
+
+    judge = validated(JudgeConfig, {}, sets or [], "serve-reward")
+    check_reward(name, judge)
+    config = ServerConfig(
+        host=host,
+        port=port,
+        token_env=token_env,
+        token_file=token_file,
+        max_mib=max_mib,
+        max_pictures=max_pictures,
+        deadline=deadline,
+    )
+    asks = token_env is not None or token_file is not None
+    serve(name, lambda: make_reward(name, device, judge), config, lambda url: _told(name, url, asks, token_env))
+
+
+def _told(name: str, url: str, asks: bool, variable: str | None) -> None:
+    """The address on standard output, how to use it on standard error; the token itself nowhere."""
+    typer.echo(url)
+    token = f", token: {variable or 'NAME_OF_A_VARIABLE'}" if asks else ""
+    typer.echo(f'in a recipe: judges: {{{name}: {{url: "{url}"{token}}}}}; stop with Ctrl-C', err=True)
