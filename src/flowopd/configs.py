@@ -157,6 +157,14 @@ class DistillConfig(Strict):
     optim: TrainConfig = TrainConfig(updates=60, ema=0.9)
 
 
+class WatchConfig(Strict):
+    """When a reward that tells no picture from another stops a training."""
+
+    patience: int | None = Field(
+        5, ge=1, description="updates in a row that may give all pictures one and the same reward; none is any number"
+    )
+
+
 Split = Literal["train", "test", "unseen", "rewritten"]
 """The parts of a label's prompts."""
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from flowopd.configs import MetricConfig, RewardConfig
 from flowopd.errors import ConfigError
 from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results, replace_text
-from flowopd.rewards.registry import check_reward
+from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
@@ -65,15 +66,14 @@ def _missing(folder: Path) -> bool:
 def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
-    Raises ConfigError for an unknown reward or teacher, CheckpointError for a missing adapter, DataError for prompt
-    files that cannot be read and labels without a route.
+    Raises ConfigError for an unknown reward or teacher and for a judge elsewhere that a stage to come needs and that is
+    not there, CheckpointError for a missing adapter, DataError for prompt files that cannot be read and labels without
+    a route.
     """
     recipe = session.recipe
-    trained = recipe.rewarded()
-    metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
-    for reward in [*(train.reward for train in trained), *(metric.reward for metric in metrics), *recipe.judges]:
-        check_reward(reward, recipe.judges.get(reward))
-    for train in trained:
+    _check_rewards(recipe)
+    session.reach_judges(_due(session))
+    for train in recipe.rewarded():
         session.prompts(train.prompts, "train")
     for name, teacher in recipe.teachers.items():
         if teacher.adapter is not None:
@@ -82,6 +82,35 @@ def check(session: Session) -> None:
         session.router([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
+
+
+def _trainings(recipe: Recipe) -> list[tuple[str, RewardConfig]]:
+    """What a recipe trains on rewards: the folder that it makes in the run, and the reward."""
+    teachers = [(f"teachers/{name}", teacher.train) for name, teacher in recipe.teachers.items()]
+    mixed = recipe.grpo_mix.tasks.values() if recipe.grpo_mix else ()
+    return [(folder, train) for folder, train in (*teachers, *(("grpo_mix", task) for task in mixed)) if train]
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    """Refuse unknown rewards and settings that they ignore; a judge that no stage asks has to be a known one."""
+    metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
+    asked = dict.fromkeys(each.reward for each in (*recipe.rewarded(), *metrics))
+    for name in (*asked, *(name for name in recipe.judges if name not in asked)):
+        check_reward(name, recipe.judges.get(name) if name in asked or name in REWARDS else None)
+
+
+def _due(session: Session) -> list[str]:
+    """The rewards that the stages to come ask for."""
+    recipe, out = session.recipe, session.out
+    due: list[RewardConfig | MetricConfig] = []
+    for name, teacher in recipe.teachers.items():
+        if teacher.train is not None and not (out / "teachers" / name).exists():
+            due.append(teacher.train)
+    if recipe.grpo_mix is not None and not (out / "grpo_mix").exists():
+        due += recipe.grpo_mix.tasks.values()
+    if recipe.evaluate is not None:
+        due += recipe.evaluate.metrics.values()
+    return [each.reward for each in due]
 
 
 def open_run(recipe: Recipe, out: str | Path) -> Session:

@@ -21,6 +21,7 @@ from flowopd.configs import (
     SftConfig,
     Strict,
     TeacherConfig,
+    WatchConfig,
 )
 from flowopd.errors import ConfigError
 from flowopd.hub import located
@@ -54,6 +55,7 @@ class Recipe(Strict):
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _a_mix_has_its_start(self) -> Recipe:

@@ -94,6 +94,12 @@ class Session:
         """A reward, made as the recipe's `judges` say. Raises ConfigError for an unknown one."""
         return make_reward(name, self.device, self.recipe.judges.get(name))
 
+    def reach_judges(self, rewards: Iterable[str]) -> None:
+        """Make contact with those of these rewards that run elsewhere. Raises ConfigError for one that is not there."""
+        for name in dict.fromkeys(rewards):
+            if name in self.recipe.judges and self.recipe.judges[name].url is not None:
+                self.judge(name)
+
     def teacher_folder(self, name: str) -> Path:
         """Where the adapter of a teacher lies, brought from the hub if need be.
 

@@ -28,6 +28,7 @@ from flowopd.results import (
 from flowopd.rewards import Reward
 from flowopd.session import Session
 from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, metric_prompts, repeated
+from flowopd.stages.watch import check_finite
 from flowopd.tracking import Tracker
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
@@ -36,9 +37,11 @@ RESULTS, PER_PROMPT = "results.json", "scores.json"
 def evaluate(session: Session) -> Results:
     """Judge every model of a recipe that exists; writes OUT/results.json and OUT/scores.json.
 
-    Raises ConfigError if the recipe has no `evaluate`, or names a model that there is not.
+    Raises ConfigError if the recipe has no `evaluate`, or names a model or a judge that there is not; NumericsError for
+    a score that is not finite.
     """
     config = _config(session)
+    session.reach_judges(metric.reward for metric in config.metrics.values())
     judges = {name: session.judge(metric.reward) for name, metric in config.metrics.items()}
     sources = {name: asked(metric, config) for name, metric in config.metrics.items()}
     prompts = evaluation_prompts(session, config)
@@ -54,7 +57,7 @@ def evaluate(session: Session) -> Results:
                 for source, group in prompts.items()
             }
             judged = {
-                name: _judge(judges[name], pictures[source], prompts[source], config)
+                name: _judge(config.metrics[name].reward, judges[name], pictures[source], prompts[source], config)
                 for name, source in sources.items()
             }
             scores[model] = {name: values.tolist() for name, values in judged.items()}
@@ -71,12 +74,15 @@ def evaluate(session: Session) -> Results:
     return results
 
 
-def _judge(judge: Reward, pictures: np.ndarray, prompts: Sequence[Prompt], config: EvaluateConfig) -> np.ndarray:
+def _judge(
+    reward: str, judge: Reward, pictures: np.ndarray, prompts: Sequence[Prompt], config: EvaluateConfig
+) -> np.ndarray:
     """A judge's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
     many = repeated(prompts, config.images_per_prompt)
     rows = own_pictures(prompts, config)
     own = judge(pictures, many[rows]).value if many[rows] else np.empty(0)
     values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
+    check_finite(f"reward {reward!r}", values, many)
     return values.reshape(-1, config.images_per_prompt).mean(1)
 
 

@@ -24,6 +24,8 @@ from flowopd.prompts import Prompt
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
 from flowopd.stages.learners import LEARNERS, Drawn, Place
+from flowopd.stages.sample import repeated
+from flowopd.stages.watch import RewardWatch
 from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 
@@ -43,9 +45,11 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     """Train the adapter of a policy, from `start` if given; returns its folder.
 
     `identity` is what the adapter depends on besides the base, the seed and the prompts. Raises ConfigError for an
-    unknown reward, or a label without training prompts.
+    unknown reward, a judge elsewhere that is not there, or a label without training prompts; NumericsError for a reward
+    that says nothing.
     """
-    tasks = [Task(session.judge(task.reward), task, session.prompts(task.prompts, "train")) for task in policy.tasks]
+    session.reach_judges(task.reward for task in policy.tasks)
+    tasks = [_task(session, task) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
     trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
@@ -67,17 +71,23 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One reward, ready to judge, and the prompts that it is given for."""
+    """One reward, ready to judge and watched, and the prompts that it is given for."""
 
     reward: Reward
     config: TaskConfig
     prompts: Sequence[Prompt]
+    watch: RewardWatch
 
     def judge(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards (B,) of pictures (B, H, W, 3)."""
         scores = self.reward(pictures, prompts)
         values = scores.details[self.config.detail] if self.config.detail else scores.value
         return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def _task(session: Session, config: TaskConfig) -> Task:
+    watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience)
+    return Task(session.judge(config.reward), config, session.prompts(config.prompts, "train"), watch)
 
 
 class _Update:
@@ -97,13 +107,14 @@ class _Update:
         chosen = [self._choose(task, count, step) for task, count in zip(self.tasks, self.counts, strict=True)]
         drawn = self.learner.draw(step, [prompt for part in chosen for prompt in part])
         rewards = self._judge(drawn, chosen)
+        self._watch(step, rewards, chosen)
         advantages = group_advantages(rewards, self.config.group).to(drawn.latents.device)
         return sum_metrics(self.learner.learn(drawn, advantages)) | self._told(rewards)
 
     def _judge(self, drawn: Drawn, chosen: Sequence[Sequence[Prompt]]) -> Tensor:
         """The rewards (B,) of all processes' images, each judged where it was drawn, for its own task."""
         group, rows = self.config.group, drawn.rows
-        many = [prompt for part in chosen for prompt in part for _ in range(group)]
+        many = repeated([prompt for part in chosen for prompt in part], group)
         prompts, owner = many[rows], np.repeat(np.arange(len(self.tasks)), np.multiply(self.counts, group))[rows]
         pictures = [self.session.model.decode(part) for part in drawn.latents.split(self.config.micro_batch)]
         own = torch.empty(len(prompts))
@@ -112,6 +123,12 @@ class _Update:
             if len(mine):
                 own[mine] = task.judge(np.concatenate(pictures)[mine], [prompts[j] for j in mine])
         return whole(own, rows, len(many))
+
+    def _watch(self, step: int, rewards: Tensor, chosen: Sequence[Sequence[Prompt]]) -> None:
+        """Show each task's part of the rewards (B,) to those who watch it. Raises NumericsError if they say nothing."""
+        parts = rewards.split([len(prompts) * self.config.group for prompts in chosen])
+        for task, part, prompts in zip(self.tasks, parts, chosen, strict=True):
+            task.watch(step, part.numpy(), repeated(prompts, self.config.group))
 
     def _told(self, rewards: Tensor) -> dict[str, float]:
         """What is logged of the rewards (B,): all together, and each task's where there are several."""

@@ -1,0 +1,59 @@
+"""Stops training on a reward that says nothing: a broken judge, not a hard task, is what most of them come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowopd.errors import NumericsError
+from flowopd.prompts import Prompt
+
+CAUSES = {
+    0.0: ": none of them is right, or the judge is broken; run `flowopd doctor`, take easier prompts",
+    1.0: ", the best there is: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
+}
+"""What else than a broken judge a reward at one end of its range may come from, and the mend."""
+
+
+class RewardWatch:
+    """Looks at the rewards of every update before anything is learnt from them.
+
+    `reward` and `label` name it in errors. `patience` is how many updates in a row may have one and the same reward for
+    all their pictures; the last of them stops the run. None is any number.
+    """
+
+    def __init__(self, reward: str, label: str, patience: int | None) -> None:
+        self._what, self._patience = f"reward {reward!r} of the prompts {label!r}", patience
+        self._value, self._updates = 0.0, 0
+
+    def __call__(self, step: int, rewards: np.ndarray, prompts: Sequence[Prompt]) -> None:
+        """Take the rewards (N,) of update `step`, all processes' together, and their N prompts.
+
+        Raises NumericsError for one that is not finite, and for a reward that told no picture from another for too
+        long.
+        """
+        check_finite(f"{self._what} in update {step}", rewards, prompts)
+        value = float(rewards[0])
+        if (rewards != rewards[0]).any():
+            self._updates = 0
+            return
+        self._updates = self._updates + 1 if self._updates and value == self._value else 1
+        self._value = value
+        if self._patience is not None and self._updates >= self._patience:
+            cause = CAUSES.get(value, ": nothing is learnt from that; run `flowopd doctor`")
+            raise NumericsError(
+                f"{self._what} gave {value:g} to all {len(rewards)} pictures of each of the updates "
+                f"{step - self._updates + 1} to {step}{cause}, or set watch.patience=null to go on"
+            )
+
+
+def check_finite(what: str, values: np.ndarray, prompts: Sequence[Prompt]) -> None:
+    """Raises NumericsError, naming `what` gave them, picture and prompt, unless all scores (N,) are finite."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        first = int(wrong[0])
+        raise NumericsError(
+            f"{what} gave {float(values[first])} to picture {first} of {len(values)}, prompt "
+            f"{prompts[first].text!r}; run `flowopd doctor`"
+        )
