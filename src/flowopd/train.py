@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowopd.checkpoint import Checkpoints
-from flowopd.errors import NumericsError
+from flowopd.errors import FlowOpdError, NumericsError
 from flowopd.processes import is_main, sum_gradients
 from flowopd.tracking import Tracker
 
@@ -67,12 +67,20 @@ class Trainer:
         self.average = Average(self.parameters, config.ema)
 
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
-        """Make all updates that are left, and leave the averaged weights in the parameters."""
+        """Make all updates that are left, and leave the averaged weights in the parameters.
+
+        What stops an update is raised again, once the updates before it are kept.
+        """
         with tracker:
             start = self._resume(checkpoints)
             tracker.rewind(start)
             for step in range(start, self.config.updates):
-                metrics = {**update(step), "grad_norm": self._step(step)}
+                try:
+                    metrics = {**update(step), "grad_norm": self._step(step)}
+                except FlowOpdError:
+                    if step > start and is_main():
+                        checkpoints.save(step, self._state())
+                    raise
                 tracker.log(step, {name: float(value) for name, value in metrics.items()}, _note(metrics))
                 due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.updates
                 if due and is_main():

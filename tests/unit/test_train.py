@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flowopd.checkpoint import Checkpoints
-from flowopd.errors import NumericsError
+from flowopd.errors import DataError, NumericsError
 from flowopd.tracking import Tracker
 from flowopd.train import Average, TrainConfig, Trainer
 
@@ -17,13 +17,13 @@ def trainer(**changes):
     return Trainer({"x": nn.Parameter(torch.tensor([1.0, -2.0]))}, config)
 
 
-def run(trained, folder, stop=None, poison=None):
+def run(trained, folder, stop=None, poison=None, stopped=KeyboardInterrupt):
     """Follow the gradient of `|x|^2`, whose update depends on the step; `stop` fails there, `poison` gives nan."""
     (x,) = trained.parameters
 
     def update(step):
         if step == stop:
-            raise KeyboardInterrupt
+            raise stopped
         x.grad = 2 * x.detach() * (1 + step) * (float("nan") if step == poison else 1.0)
         return {"loss": x.detach().square().sum()}
 
@@ -79,6 +79,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_kept(tmp_p
     with pytest.raises(NumericsError, match="update 3"):
         run(trained, tmp_path, poison=3)
     assert trained.parameters[0].isfinite().all()
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_update_that_fails_loses_none_before_it(tmp_path, step):
+    whole = run(trainer(decay=True, checkpoint_every=50), tmp_path / "whole")
+    with pytest.raises(DataError, match="no answer"):
+        run(trainer(decay=True, checkpoint_every=50), tmp_path / "parts", stop=step, stopped=DataError("no answer"))
+    assert Checkpoints(tmp_path / "parts" / "checkpoints", {"seed": 0}).latest().step == step
+    assert torch.equal(run(trainer(decay=True, checkpoint_every=50), tmp_path / "parts"), whole)
+
+
+def test_a_first_update_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(DataError):
+        run(trainer(), tmp_path, stop=0, stopped=DataError("no answer"))
+    assert Checkpoints(tmp_path / "checkpoints", {"seed": 0}).latest() is None
 
 
 def test_metrics_go_to_tensorboard(tmp_path):
