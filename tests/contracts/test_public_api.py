@@ -68,6 +68,7 @@ COMMANDS = {
     "sample",
     "export",
     "report",
+    "serve-reward",
     "mini pretrain",
     "mini prompts",
 }

@@ -1,0 +1,158 @@
+"""A judge elsewhere that is not there, or says nothing, is told at once, and no work is lost over it."""
+
+import json
+import shutil
+import socket
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flowopd.errors import CheckpointError
+from flowopd.lora_file import WEIGHTS, read_lora
+from flowopd.models import open_model
+from flowopd.rewards import Scores, make_reward, registry
+from flowopd.session import Session
+
+UPDATES = 4
+
+
+@pytest.fixture
+def dead_url():
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def broken_base(world, tmp_path):
+    """A base whose weights and encoders cannot be loaded, though its configs can."""
+    folder = shutil.copytree(world.base, tmp_path / "broken base")
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        open_model(str(folder)).transformer  # noqa: B018
+    return folder
+
+
+@pytest.fixture
+def teach(flowopd, world, tmp_path):
+    """Trains a short expert on the reward `look`, which a server has."""
+
+    def call(url, out=tmp_path / "out", base=world.base, reward="look"):
+        train = "teachers.look.train"
+        sampling = f"{train}.sampling={{steps: 2, sampler: sde, window: 1}}"
+        few = [sampling, f"{train}.group=3", f"{train}.prompts_per_update=1", f"{train}.optim.updates={UPDATES}"]
+        judges = [] if url is None else [f"judges.{reward}.url={url}", f"judges.{reward}.retries=0"]
+        sets = [part for change in (*few, *judges) for part in ("--set", change)]
+        prompts = f"quality={world.prompts}/train/quality.jsonl"
+        names = ("--name", "look", "--reward", reward)
+        return flowopd("teacher", *names, "--base", base, "--prompts", prompts, *sets, "--out", out)
+
+    return call
+
+
+def light(pictures, prompts):
+    """A reward of whole numbers, which no order of summing changes."""
+    return Scores(pictures.reshape(len(pictures), -1).sum(1, dtype=np.int64) / (255 * pictures[0].size))
+
+
+def told(outcome, *fragments):
+    assert outcome.code == 2 and not outcome.out
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    for fragment in fragments:
+        assert fragment in last
+
+
+def made(out):
+    return {path.name for path in out.iterdir()} & {"cache", "teachers", "checkpoints", "metrics.jsonl", "coldstart"}
+
+
+def alike(a, b):
+    weights, others = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_dead_port_stops_an_expert_before_any_model_loads(teach, dead_url, broken_base, tmp_path):
+    outcome = teach(dead_url, base=broken_base)
+    told(outcome, f"judges.look: no server at {dead_url}/health (Connection refused); start it, or mend its url")
+    assert outcome.err.count("\n") == 1 and not made(tmp_path / "out")
+
+
+def test_the_folder_of_a_dead_port_serves_the_mended_command(teach, dead_url, reward_server):
+    assert teach(dead_url).code == 2
+    mended = teach(reward_server(make_reward("mini_quality"), "look").url)
+    assert mended.code == 0, mended.err
+
+
+def test_a_dead_port_stops_a_run_before_any_model_loads(flowopd, world, dead_url, broken_base, tmp_path):
+    recipe = {**world.whole(), "base": str(broken_base), "judges": {"mini_quality": {"url": dead_url}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    outcome = flowopd("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    told(outcome, "judges.mini_quality", dead_url)
+    assert not made(tmp_path / "out")
+
+
+def test_a_dead_port_stops_an_evaluation_before_any_model_loads(flowopd, done, dead_url, monkeypatch):
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Session, "encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setitem(registry.REWARDS, "mini_quality", lambda *_: pytest.fail("loaded another judge"))
+    outcome = flowopd("eval", "--out", done, "--set", f"judges.mini_holdout.url={dead_url}")
+    told(outcome, "judges.mini_holdout", dead_url)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_judge_of_work_that_is_done_need_not_be_there(flowopd, teach, reward_server, dead_url, tmp_path):
+    served = reward_server(make_reward("mini_quality"), "look")
+    assert teach(served.url).code == 0
+    recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
+    recipe["judges"]["look"]["url"] = dead_url
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    again = flowopd("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    assert again.code == 0, again.err
+
+
+def test_an_expert_of_a_judge_elsewhere_is_that_of_the_judge_here(teach, reward_server, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.REWARDS, "look", lambda device, config: light)
+    assert teach(reward_server(light, "look").url, tmp_path / "there").code == 0
+    assert teach(None, tmp_path / "here").code == 0
+    assert alike(tmp_path / "there" / "teachers" / "look", tmp_path / "here" / "teachers" / "look")
+
+
+def test_a_judge_that_goes_away_loses_no_update(teach, reward_server, tmp_path):
+    judge, calls = make_reward("mini_quality"), []
+
+    def leaving(pictures, prompts):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return judge(pictures, prompts)
+
+    served = reward_server(leaving, "look")
+    told(teach(served.url), f"{served.url}/score", "RuntimeError: out of memory", "look at the server's log")
+    assert [path.name for path in (tmp_path / "out" / "checkpoints" / "teachers" / "look").iterdir()] == ["step-2"]
+    assert teach(served.url).code == 0 and len(calls) == UPDATES + 1
+    assert teach(served.url, tmp_path / "whole").code == 0
+    assert alike(tmp_path / "out" / "teachers" / "look", tmp_path / "whole" / "teachers" / "look")
+
+
+def test_a_judge_that_says_nothing_stops_an_expert_with_the_cause(teach, reward_server, tmp_path):
+    served = reward_server(lambda pictures, prompts: Scores(np.zeros(len(prompts))), "look")
+    told(teach(served.url), "reward 'look' gave 0 to all 3 pictures of updates 0 to 2", "run `flowopd doctor`")
+    assert not (tmp_path / "out" / "teachers").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_stops_expert_and_evaluation(teach, flowopd, done, monkeypatch, value):
+    def build(device, config):
+        return lambda pictures, prompts: Scores(np.array([0.5] * (len(prompts) - 1) + [value]))
+
+    before = (done / "results.json").read_bytes()
+    monkeypatch.setitem(registry.REWARDS, "look", build)
+    told(teach(None), f"reward 'look' gave {value} to picture 2 of 3, prompt '")
+    outcome = flowopd("eval", "--out", done, "--set", "evaluate.metrics.quality.reward=look")
+    told(outcome, f"reward 'look' gave {value} to picture 2 of 3, prompt '")
+    assert (done / "results.json").read_bytes() == before and read_lora(done / "student").modules
