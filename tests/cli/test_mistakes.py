@@ -47,9 +47,26 @@ MISTAKES = {
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=deqa",
         ["deqa runs code", "judges.deqa.trust_remote_code=true"],
     ),
-    "a url for a judge that asks none": (
+    "a judge whose server is not there": (
         "run {recipe} --out {out} --set judges.mini_quality.url=http://localhost:1",
-        ["mini_quality takes no 'url'", "leave it out"],
+        ["judges.mini_quality: no server at http://localhost:1/health", "start it, or mend its url"],
+    ),
+    "a url of a judge that no stage asks for": (
+        "run {recipe} --out {out} --set judges.mini_qualty.url=http://localhost:1",
+        ["'mini_qualty'", "did you mean 'mini_quality'"],
+    ),
+    "a model of a judge that its server has": (
+        "run {recipe} --out {out} --set judges.mini_quality.url=http://localhost:1 --set judges.mini_quality.model=x",
+        ["mini_quality takes no 'model' beside its url", "leave it out of judges"],
+    ),
+    "a server for everybody without a token": (
+        "serve-reward mini_quality --host 0.0.0.0",
+        ["host 0.0.0.0 can be reached from other machines", "--token-env VARIABLE or --token-file FILE"],
+    ),
+    "a server of an unknown reward": ("serve-reward mini_qualty", ["'mini_qualty'", "did you mean 'mini_quality'"]),
+    "a server on a device that is not here": (
+        "serve-reward mini_quality --port 0 --device cuda:77",
+        ["no device 'cuda:77' here", "take cpu, cuda or cuda:N"],
     ),
     "settings of a judge that there is not": (
         "run {recipe} --out {out} --set judges.mini_qualty.retries=1",
@@ -292,6 +309,7 @@ def test_a_mistake_is_one_line_and_nothing_is_overwritten(flowopd, broken, tmp_p
         "a base that is not there",
         "a judge whose code is not trusted",
         "a judge without its endpoint",
+        "a judge whose server is not there",
     ],
 )
 def test_a_mistake_that_can_be_seen_at_once_trains_nothing(flowopd, broken, tmp_path, mistake):

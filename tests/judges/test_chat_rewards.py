@@ -156,7 +156,7 @@ def test_a_failure_that_passes_is_not_noticed(serve, name):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ((200, "<html>Welcome</html>"), "chat/completions answered no JSON .*<html>Welcome"),
+        ((200, "<html>Welcome</html>"), "chat/completions answered HTML and no JSON .*<html>Welcome"),
         ((200, '{"error": "no"}'), r"picture 1 \('picture 1'\): the endpoint answered .*no chat completion"),
         ((200, '{"choices": []}'), "picture 1 .*no chat completion"),
         ((200, completion(None)), "picture 1 .*no chat completion"),

@@ -146,8 +146,9 @@ def test_a_judge_takes_the_model_that_its_config_names(clip_folder, tmp_path):
 IDLE = [
     ("mini_geneval", {"model": "x/y"}),
     ("ocr", {"retries": 1}),
-    ("clipscore", {"url": "http://localhost:1"}),
     ("pickscore", {"trust_remote_code": True}),
+    ("pickscore", {"url": "http://localhost:1", "model": "x/y"}),
+    ("deqa", {"url": "http://localhost:1", "trust_remote_code": True}),
     ("deqa", {"deadline": 3.0}),
     ("qwenvl", {"trust_remote_code": True}),
 ]
@@ -155,5 +156,15 @@ IDLE = [
 
 @pytest.mark.parametrize(("name", "settings"), IDLE)
 def test_a_setting_that_a_judge_would_ignore_is_refused(name, settings):
-    with pytest.raises(ConfigError, match=f"{name} takes no '{next(iter(settings))}'"):
+    with pytest.raises(ConfigError, match=f"{name} takes no '{list(settings)[-1]}'"):
         check_reward(name, JudgeConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["ocr", "clipscore", "deqa", "mini_quality", "qwenvl"])
+def test_every_judge_takes_a_url(name):
+    check_reward(name, JudgeConfig(url="http://localhost:1", token="X", deadline=1.0, retries=0))
+
+
+def test_a_setting_of_servers_alone_points_to_the_url():
+    with pytest.raises(ConfigError, match=r"ocr takes no 'retries', got 1; .* or add judges\.ocr\.url"):
+        check_reward("ocr", JudgeConfig(retries=1))

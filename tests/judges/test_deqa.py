@@ -166,7 +166,7 @@ def test_a_wide_picture_is_seen_whole_on_its_square(folder, prompts):
 
 def test_code_is_not_run_unless_it_is_trusted(tmp_path):
     folder = write_model(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')\n{CODE}")
-    with pytest.raises(ConfigError, match=r"judges.deqa.trust_remote_code=true, or take another") as told:
+    with pytest.raises(ConfigError, match=r"judges.deqa.trust_remote_code=true, or .* by judges.deqa.url") as told:
         make_reward("deqa", config=JudgeConfig(model=folder))
     assert folder in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "ran").exists()

@@ -123,14 +123,24 @@ def test_an_answer_is_asked_for_unpacked(serve):
     assert server.requests[0][2]["Accept-Encoding"] == "identity"
 
 
-def test_what_passes_is_for_the_caller_to_say(serve, at_once):
-    server = serve(lambda *_: (500, "no"))
-    with pytest.raises(DataError, match="status 500"):
+@pytest.mark.parametrize("status", [429, 500, 502, 504])
+def test_what_passes_is_for_the_caller_to_say(serve, at_once, status):
+    server = serve(lambda *_: (status, "no"))
+    with pytest.raises(DataError, match=f"status {status}"):
         Endpoint(server.url, passing=http.BUSY).get_json("x")
+    assert len(server.requests) == 1 and not at_once
+
+
+def test_whether_a_late_answer_is_asked_for_again_is_for_the_caller_to_say(serve, at_once):
     hung = serve(lambda *_: (serve.stopped.wait(30), OK)[1])
     with pytest.raises(DataError, match="no answer within"):
         Endpoint(hung.url, deadline=0.2, passing=http.BUSY).get_json("x")
-    assert len(server.requests) == len(hung.requests) == 1 and not at_once
+    assert len(hung.requests) == 1 and not at_once
+
+
+def test_a_busy_server_is_asked_again(serve, at_once):
+    server = serve(lambda _method, _path, _body, count: (503, "busy") if not count else OK)
+    assert Endpoint(server.url, passing=http.BUSY).get_json("x") == {"a": [1, 2.5]} and at_once == [0.5]
 
 
 def test_a_server_that_was_away_is_asked_again(serve, dead_url, at_once, monkeypatch):
@@ -180,9 +190,11 @@ def test_an_answer_that_breaks_off_is_told(serve):
 
 def test_an_answer_that_is_no_json_is_quoted(serve):
     server = serve(lambda *_: (200, "<html>\n" + "x" * 500))
-    with pytest.raises(DataError, match="answered no JSON") as told:
+    with pytest.raises(DataError, match=r"answered HTML and no JSON .* is it the right url") as told:
         Endpoint(server.url).get_json("x")
     assert "'<html> " + "x" * 73 + "'" in str(told.value) and len(server.requests) == 1
+    with pytest.raises(DataError, match=r"x answered no JSON .'yes'."):
+        Endpoint(serve(lambda *_: (200, "yes")).url).get_json("x")
 
 
 def test_a_health_check_asks_once(serve, monkeypatch):

@@ -20,7 +20,7 @@ from PIL import Image
 from flowopd.errors import ConfigError, DataError
 from flowopd.hub import located
 from flowopd.prompts import Prompt, read_prompts
-from flowopd.rewards import Scores, http, make_reward, registry, server, wire
+from flowopd.rewards import Scores, http, make_reward, server, wire
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.registry import check_reward
 from flowopd.rewards.remote import Item, Remote, packed
@@ -212,7 +212,7 @@ HEALTHY = {"reward": "fake", "version": "1", "ready": True}
 @pytest.mark.parametrize(
     ("status", "text", "told"),
     [
-        (200, "<html><body>It works!</body></html>", "answered no JSON .*It works.*is it the right url"),
+        (200, "<html><body>It works!</body></html>", "answered HTML and no JSON .*It works.*is it the right url"),
         (200, '{"models": []}', "no reward server .reward: Field required.*; mend its url"),
         (200, "[1]", "is no reward server"),
         (200, json.dumps({**HEALTHY, "ready": "yes"}), "is no reward server .ready"),
@@ -254,10 +254,11 @@ def test_a_server_of_somebody_else_needs_to_say_little(serve):
     assert scores.value.tolist() == [0.25] * 3 and not scores.details
 
 
-@pytest.mark.parametrize("options", [{"model": "x"}, {"trust_remote_code": True}])
-def test_settings_of_a_reward_here_are_refused_beside_a_url(options):
-    with pytest.raises(ConfigError, match=r"judges.fake has a url, and its server chooses the model; leave all but"):
-        Remote("fake", judge("http://localhost:1", **options))
+@pytest.mark.parametrize(("key", "value"), [("model", "x"), ("trust_remote_code", True)])
+def test_settings_of_a_reward_here_are_refused_beside_a_url(key, value):
+    told = f"fake takes no '{key}' beside its url, got {value!r}; leave .* start its server with --set {key}={value}"
+    with pytest.raises(ConfigError, match=told):
+        Remote("fake", judge("http://localhost:1", **{key: value}))
 
 
 def test_a_url_is_needed():
@@ -267,9 +268,9 @@ def test_a_url_is_needed():
         check_reward("theirs", JudgeConfig())
 
 
-def test_the_url_of_a_chat_judge_is_its_own_affair(monkeypatch, dead_url):
-    monkeypatch.setitem(registry.REWARDS, "qwenvl", lambda device, config: (device, config))
-    assert make_reward("qwenvl", "cpu", judge(dead_url)) == ("cpu", judge(dead_url))
+def test_the_url_of_a_chat_judge_is_its_own_affair(dead_url):
+    with pytest.raises(ConfigError, match=f"no server at {dead_url}/models"):
+        make_reward("qwenvl", "cpu", judge(dead_url, model="x"))
 
 
 def test_a_device_that_is_not_here_is_told():
@@ -300,7 +301,7 @@ def test_a_request_without_the_token_is_not_read():
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_a_server_for_others_wants_a_token_before_anything_is_built(host):
-    with pytest.raises(ConfigError, match=f"host {host} can be reached from other machines; .*--token-env"):
+    with pytest.raises(ConfigError, match=f"host {host} can be reached from .*--token-env .*--token-file"):
         server.serve("fake", lambda: pytest.fail("built"), server.ServerConfig(host=host))
 
 
@@ -308,6 +309,45 @@ def test_a_token_that_is_not_set_is_told_before_anything_is_built(monkeypatch):
     monkeypatch.delenv("A_TOKEN", raising=False)
     with pytest.raises(ConfigError, match=r"variable A_TOKEN, .* is not set"):
         server.serve("fake", lambda: pytest.fail("built"), server.ServerConfig(token_env="A_TOKEN"))
+
+
+def test_a_token_may_lie_in_a_file(monkeypatch, tmp_path):
+    class Bound(Exception):
+        pass
+
+    def bound(config):
+        raise Bound
+
+    monkeypatch.setattr(server, "_bound", bound)
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    config = server.ServerConfig(host="0.0.0.0", token_file=file)
+    assert server._token(config) == "s3cret"
+    with pytest.raises(Bound):
+        server.serve("fake", lambda: pytest.fail("built"), config)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "cannot be read .No such file"),
+        (b"", "holds no token"),
+        (b"s3cr\xff", "not UTF-8"),
+        (b"s3 \n cr", "holds"),
+    ],
+)
+def test_a_file_that_holds_no_token_is_told_and_not_shown(tmp_path, content, told):
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"the token file {file} .*{told}") as error:
+        server.serve("fake", lambda: pytest.fail("built"), server.ServerConfig(token_file=file))
+    assert "s3" not in str(error.value)
+
+
+def test_one_token_is_enough(tmp_path):
+    with pytest.raises(ConfigError, match="either in a variable or in a file; give --token-env or --token-file"):
+        server.serve("fake", lambda: pytest.fail("built"), server.ServerConfig(token_env="A", token_file=tmp_path))
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_built():
@@ -518,7 +558,7 @@ def test_requests_are_scored_one_at_a_time(reward_server):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ("<html>busy</html>", "answered no JSON .'<html>busy</html>'"),
+        ("<html>busy</html>", "answered HTML and no JSON .'<html>busy</html>'"),
         ("[]", "no scores of 7 pictures: the whole: Input should be"),
         ('{"value": null}', "no scores of 7 pictures: value: Input should be a valid list"),
         (json.dumps({"value": [0.5] * 6}), "no scores of 7 pictures: value has 6 numbers for 7 pictures"),

@@ -1,13 +1,17 @@
 """GRPO-Mix: every task has its share of each update, one task is the expert's training, and it starts where told."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.recipe import make_recipe
+from flowopd.rewards import REWARDS, Scores
+from flowopd.stages import grpo
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.grpo import apportioned
 from flowopd.stages.mix import train_mix
@@ -63,6 +67,36 @@ def test_a_mix_is_a_row_of_the_table(world, tmp_path):
     assert "grpo_mix" not in available_models(session)
     train_mix(session)
     assert available_models(session)[-1] == "grpo_mix"
+
+
+def scoring(monkeypatch, value):
+    """Makes one of the two rewards of the mix give all pictures the same."""
+    build = lambda *_: lambda pictures, prompts: Scores(np.full(len(prompts), value))  # noqa: E731
+    monkeypatch.setitem(REWARDS, "mini_quality", SimpleNamespace(check=lambda *_: None, build=build))
+
+
+def test_each_task_of_a_mix_is_watched_on_its_own(world, tmp_path, monkeypatch):
+    scoring(monkeypatch, 1.0)
+    tasks = {"composition": {**COMPOSITION, "reward": "mini_holdout", "detail": None}, "quality": QUALITY}
+    session = world.session(tmp_path / "out", grpo_mix={**MIX, "tasks": tasks}, watch={"patience": 2})
+    with pytest.raises(
+        NumericsError, match=r"'mini_quality' .* gave 1 to all 3 pictures .* 0 to 1, its best: the task is solved"
+    ):
+        train_mix(session)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["drawn here", "drawn by another process"])
+def test_a_reward_that_is_not_finite_stops_every_process(world, tmp_path, monkeypatch, here):
+    def gathered(own, rows, n):
+        rewards = own.clone()
+        rewards[4] = float("nan")
+        return rewards
+
+    scoring(monkeypatch, float("nan") if here else 0.5)
+    if not here:
+        monkeypatch.setattr(grpo, "whole", gathered)
+    with pytest.raises(NumericsError, match=r"'mini_quality' .* in update 0 gave nan to picture [01] of 3, prompt '"):
+        train_mix(world.session(tmp_path / "out", grpo_mix=MIX))
 
 
 def test_a_recipe_without_a_mix_says_so(world, tmp_path):

@@ -5,28 +5,48 @@ import pytest
 
 from flowopd.errors import NumericsError
 from flowopd.prompts import Prompt
-from flowopd.stages.watch import PATIENCE, RewardWatch, check_finite
+from flowopd.stages.watch import RewardWatch, check_finite
 
 PROMPTS = [Prompt(f"prompt {i}", "") for i in range(4)]
 SAME, OTHER = np.full(4, 0.25), np.array([0.25, 0.25, 0.25, 0.5])
+PATIENCE = 3
 
 
-def watched(*updates, start=0):
-    watch = RewardWatch("look")
+def watched(*updates, start=0, patience=PATIENCE, detail=None):
+    watch = RewardWatch("look", "signs", patience, detail)
     for step, rewards in enumerate(updates, start):
         watch(step, rewards, PROMPTS)
 
 
-def test_the_same_reward_for_all_pictures_of_three_updates_stops():
+def test_the_same_reward_for_all_pictures_of_so_many_updates_stops():
     with pytest.raises(NumericsError) as told:
         watched(OTHER, SAME, SAME, SAME, start=4)
     assert str(told.value) == (
-        "reward 'look' gave 0.25 to all 4 pictures of updates 5 to 7; nothing is learnt from that, run `flowopd doctor`"
+        "reward 'look' for the prompts of 'signs' gave 0.25 to all 4 pictures of each of the updates 5 to 7: nothing "
+        "is learnt from that; run `flowopd doctor`, or set watch.patience=null to go on"
     )
 
 
-def test_it_stops_no_earlier():
-    watched(*[SAME] * (PATIENCE - 1))
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        (1.0, "gave 1 to all .*, its best: the task is solved, or the judge says yes to all; .* take harder prompts"),
+        (0.0, "gave 0 to all .*: none of them is right, or the judge is broken; .* take easier prompts"),
+    ],
+)
+def test_the_ends_of_the_range_are_told_from_a_value_between(value, cause):
+    with pytest.raises(NumericsError, match=cause):
+        watched(*[np.full(4, value)] * PATIENCE)
+
+
+def test_a_detail_has_ends_of_its_own():
+    with pytest.raises(NumericsError, match=r"detail 'deqa' of reward 'look' .* gave 1 to .*: nothing is learnt"):
+        watched(*[np.ones(4)] * PATIENCE, detail="deqa")
+
+
+@pytest.mark.parametrize(("patience", "updates"), [(PATIENCE, PATIENCE - 1), (None, 50)])
+def test_it_stops_no_earlier_and_without_patience_never(patience, updates):
+    watched(*[SAME] * updates, patience=patience)
 
 
 @pytest.mark.parametrize("other", [OTHER, np.zeros(4)], ids=["a picture differs", "the value differs"])
@@ -36,8 +56,11 @@ def test_an_update_between_begins_the_count_again(other):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_reward_that_is_not_finite_stops_at_once_and_names_the_picture(value):
-    with pytest.raises(NumericsError, match=f"reward 'look' gave {value} to picture 2 of 4, prompt 'prompt 2'; run"):
-        watched(np.array([0.5, 0.1, value, value]))
+    told = (
+        f"reward 'look' for the prompts of 'signs' in update 7 gave {value} to picture 2 of 4, prompt 'prompt 2'; run"
+    )
+    with pytest.raises(NumericsError, match=told):
+        watched(np.array([0.5, 0.1, value, value]), start=7, patience=None)
 
 
 def test_finite_scores_of_any_kind_pass():

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+import flowopd.rewards.wire as wire
 from flowopd.errors import ConfigError, DataError, FlowOpdError
 from flowopd.prompts import Prompt
-from flowopd.rewards import wire
 from flowopd.rewards.base import JudgeConfig, Scores
 from flowopd.rewards.http import BUSY, Endpoint
 from flowopd.rewards.pairs import check_pairs

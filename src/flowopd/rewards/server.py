@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from queue import SimpleQueue
 from secrets import compare_digest
-from threading import Thread
 from typing import Annotated
 
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
+import flowopd.rewards.wire as wire
 from flowopd.errors import ConfigError, DataError, NumericsError
-from flowopd.rewards import wire
 from flowopd.rewards.base import Reward
 from flowopd.rewards.http import is_loopback, secret, secret_of
 
@@ -64,6 +62,8 @@ class ServerConfig(BaseModel):
 def serve(name: str, build: Callable[[], Reward], config: ServerConfig, ready: Callable[[str], None] = print) -> None:
     """Serve the reward that `build` makes as `name` until Ctrl-C; `ready` is told the URL once requests are taken.
 
+    A batch that is being scored then is scored to its end; a second Ctrl-C leaves one that never ends.
+
     Raises ConfigError, before anything is built, if the host can be reached from elsewhere and no token is asked for,
     the token is not set, or the port is taken.
     """
@@ -98,7 +98,7 @@ class _Desk:
 
     def __init__(self, name: str, reward: Reward, limits: wire.Limits, deadline: float) -> None:
         self._name, self._reward, self._limits, self._deadline = name, reward, limits, deadline
-        self._room, self._worker = asyncio.Semaphore(WAITING), _Worker()
+        self._room, self._worker = asyncio.Semaphore(WAITING), ThreadPoolExecutor(1, "reward")
         self._overdue: Future[wire.Verdict] | None = None
 
     async def health(self) -> wire.Health:
@@ -136,29 +136,6 @@ class _Desk:
         self._overdue = job
         mend = "send fewer pictures at once (--max-pictures), or allow more (--deadline)"
         return HTTPException(504, f"{self._name!r} did not score them within {self._deadline:g} s; {mend}")
-
-
-class _Worker:
-    """One thread that does one job at a time, in order; a job that was cancelled while it waited is left out."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], wire.Verdict], Future[wire.Verdict]]] = SimpleQueue()
-        Thread(target=self._work, name="reward", daemon=True).start()
-
-    def submit(self, job: Callable[[], wire.Verdict]) -> Future[wire.Verdict]:
-        done: Future[wire.Verdict] = Future()
-        self._jobs.put((job, done))
-        return done
-
-    def _work(self) -> None:
-        while True:
-            job, done = self._jobs.get()
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                done.set_result(job())
-            except BaseException as error:  # it is raised again where the job is waited for
-                done.set_exception(error)
 
 
 def _guard(token: str) -> Callable[[str], Awaitable[None]]:

@@ -86,7 +86,7 @@ class Task:
 
 
 def _task(session: Session, config: TaskConfig) -> Task:
-    watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience)
+    watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience, config.detail)
     return Task(session.judge(config.reward), config, session.prompts(config.prompts, "train"), watch)
 
 

@@ -11,20 +11,22 @@ from flowopd.prompts import Prompt
 
 CAUSES = {
     0.0: ": none of them is right, or the judge is broken; run `flowopd doctor`, take easier prompts",
-    1.0: ", the best there is: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
+    1.0: ", its best: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
 }
-"""What else than a broken judge a reward at one end of its range may come from, and the mend."""
+"""What a reward at one end of its range, which a detail may not have, comes from besides a broken judge; the mend."""
 
 
 class RewardWatch:
     """Looks at the rewards of every update before anything is learnt from them.
 
-    `reward` and `label` name it in errors. `patience` is how many updates in a row may have one and the same reward for
-    all their pictures; the last of them stops the run. None is any number.
+    The names of the reward, of its prompts' label and of its detail, if that is trained on, go into errors. `patience`
+    is how many updates in a row may have one and the same reward for all their pictures; the last of them stops the
+    run. None is any number.
     """
 
-    def __init__(self, reward: str, label: str, patience: int | None) -> None:
-        self._what, self._patience = f"reward {reward!r} of the prompts {label!r}", patience
+    def __init__(self, reward: str, label: str, patience: int | None, detail: str | None = None) -> None:
+        self._what = f"{f'detail {detail!r} of ' if detail else ''}reward {reward!r} for the prompts of {label!r}"
+        self._patience, self._causes = patience, {} if detail else CAUSES
         self._value, self._updates = 0.0, 0
 
     def __call__(self, step: int, rewards: np.ndarray, prompts: Sequence[Prompt]) -> None:
@@ -41,7 +43,7 @@ class RewardWatch:
         self._updates = self._updates + 1 if self._updates and value == self._value else 1
         self._value = value
         if self._patience is not None and self._updates >= self._patience:
-            cause = CAUSES.get(value, ": nothing is learnt from that; run `flowopd doctor`")
+            cause = self._causes.get(value, ": nothing is learnt from that; run `flowopd doctor`")
             raise NumericsError(
                 f"{self._what} gave {value:g} to all {len(rewards)} pictures of each of the updates "
                 f"{step - self._updates + 1} to {step}{cause}, or set watch.patience=null to go on"
