@@ -139,18 +139,21 @@ def validated(kind: type[Part], tree: Mapping[str, Any], overrides: Sequence[str
         raise ConfigError(f"{where}: {_explain(error, kind)}") from None
 
 
-def _set(tree: dict[str, Any], override: str) -> dict[str, Any]:
+def _set(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r} is not of the form key.key=value")
+    try:
+        return with_value(tree, path, yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+
+
+def with_value(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """`tree` with another value at a place such as `distill.optim.updates`."""
     first, _, rest = path.partition(".")
-    if not rest:
-        try:
-            return {**tree, first: yaml.safe_load(text)}
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
     below = tree.get(first)
-    return {**tree, first: _set(below if isinstance(below, dict) else {}, f"{rest}={text}")}
+    return {**tree, first: with_value(below if isinstance(below, dict) else {}, rest, value) if rest else value}
 
 
 KINDS = ("merge", "sft")

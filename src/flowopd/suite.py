@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from flowopd.configs import Strict
 from flowopd.errors import ConfigError
-from flowopd.recipe import Recipe, load_recipe, make_recipe, read_tree, validated
+from flowopd.recipe import Recipe, make_recipe, read_tree, validated, with_value
 
 
 class Row(Strict):
-    """One row: a recipe beside the suite's file, changed by `set`, run with every seed."""
+    """One row: a recipe beside the suite's file with other values at some keys, run with every seed.
+
+    For example `{recipe: student.yaml, set: {distill.weighting: kl}, seeds: [0, 1]}`.
+    """
 
     recipe: str
-    set: tuple[str, ...] = ()
+    set: dict[str, Any] = Field({})
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
 
@@ -116,4 +120,8 @@ def load_runs(path: Path, out: Path, overrides: Sequence[str] = (), only: Sequen
 
 
 def _recipe(path: Path, row: Row, seed: int, overrides: Sequence[str]) -> Recipe:
-    return load_recipe(path.with_name(row.recipe), [*row.set, f"seed={seed}", *overrides])
+    file = path.with_name(row.recipe)
+    tree = read_tree(file)
+    for key, value in {**row.set, "seed": seed}.items():
+        tree = with_value(tree, key, value)
+    return make_recipe(tree, overrides, str(file))

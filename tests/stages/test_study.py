@@ -28,7 +28,7 @@ def studied(world, tmp_path_factory):
         "rows": {
             "experts": {"recipe": "experts.yaml"},
             "student": {"recipe": "student.yaml", "seeds": [0, 1]},
-            "later": {"recipe": "student.yaml", "set": ["coldstart=null"]},
+            "later": {"recipe": "student.yaml", "set": {"coldstart": None}},
         },
         "tables": {"main": {"title": "Main", "says": "All of it.", "rows": ["experts", "student", "later"]}},
         "claims": [

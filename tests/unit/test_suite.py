@@ -58,7 +58,7 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
     path = suite(
         folder,
         "rows:\n  plain: {recipe: child.yaml}\n"
-        "  more: {recipe: child.yaml, set: [distill.optim.updates=1], seeds: [4, 5]}\n",
+        "  more: {recipe: child.yaml, set: {distill.optim.updates: 1}, seeds: [4, 5]}\n",
     )
     runs = load_runs(path, tmp_path, ["distill.optim.ema=0.2"])
     folders = [str(run.folder.relative_to(tmp_path)) for run in runs]
@@ -73,7 +73,7 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
     [
         ("rows: {a: {recipe: nowhere.yaml}}", [], "nowhere.yaml does not exist"),
         ("rows: {a: {recipe: child.yaml, sets: []}}", [], "unknown key 'rows.a.sets'; did you mean 'set'"),
-        ("rows: {a: {recipe: child.yaml, set: [distil.ema=1]}}", [], "unknown key 'distil'; did you mean 'distill'"),
+        ("rows: {a: {recipe: child.yaml, set: {distil.ema: 1}}}", [], "unknown key 'distil'; did you mean 'distill'"),
         ("rows: {}", [], "rows"),
         ("rows: {a: {recipe: child.yaml}}", ["b"], "has no row 'b'; it has: a"),
         ("rows: {a: {recipe: child.yaml}}\ntables: {t: {title: T, rows: [b]}}", [], "no row 'b' to show"),

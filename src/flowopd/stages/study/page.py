@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from flowopd.results import AVERAGE
@@ -94,7 +95,7 @@ def _costs(study: Study) -> list[str]:
     rows = [line("row", "changes", "passes", "by stage", "seconds"), line("---", "---", "---:", "---", "---:")]
     for row, cost in trained.items():
         stages = ", ".join(f"{stage} {passes:,.0f}" for stage, passes in cost.passes.items())
-        changes = " ".join(f"`{change}`" for change in study.rows[row].set)
+        changes = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.rows[row].set.items())
         rows.append(line(row, changes, f"{sum(cost.passes.values()):,.0f}", stages, f"{cost.seconds:,.0f}"))
     says = (
         "A pass is one sample through the transformer; a backward counts as two. Seconds are those of the updates, on "
