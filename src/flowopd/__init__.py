@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flowopd.stages.doctor import doctor
     from flowopd.stages.evaluate import evaluate
     from flowopd.stages.export import export
-    from flowopd.stages.report import write_report
+    from flowopd.stages.report.page import write_report
     from flowopd.stages.teacher import train_teacher
     from flowopd.types import Condition
     from flowopd.velocity import VelocityField, guided
@@ -54,7 +54,7 @@ _HOMES = {
     "stages.doctor": ("doctor",),
     "stages.evaluate": ("evaluate",),
     "stages.export": ("export",),
-    "stages.report": ("write_report",),
+    "stages.report.page": ("write_report",),
     "stages.teacher": ("train_teacher",),
     "types": ("Condition",),
     "velocity": ("VelocityField", "guided"),

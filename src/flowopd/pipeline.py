@@ -23,7 +23,7 @@ from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
-from flowopd.stages.report import write_report
+from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
 from flowopd.stages.summary import write_summary
 from flowopd.stages.teacher import train_teacher

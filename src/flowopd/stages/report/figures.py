@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
 from typing import Any, ParamSpec
@@ -22,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flowopd.results import Estimate
+from flowopd.stages.report.series import Curve
 
 SERIES = 8
 """Colours that the page has for series; further ones begin again."""
@@ -53,14 +53,6 @@ _WIDTH = 4.9
 """Inches: a phone shows a figure nearly unscaled, a desk two side by side."""
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """One quantity over the updates of a stage: `steps` (n,) rising, `values` (n,) finite, n >= 1."""
-
-    steps: np.ndarray
-    values: np.ndarray
 
 
 def _as_svg(draw: Callable[P, Figure]) -> Callable[P, str]:
