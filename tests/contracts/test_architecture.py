@@ -28,7 +28,19 @@ MATHS = (
     "routing",
     "objectives",
 )
-PARTS = ("hub", "models", "lora_file", "merge", "adapters", "formats", "conditioning", "prompts", "mini", "rewards")
+PARTS = (
+    "hub",
+    "models",
+    "lora_file",
+    "merge",
+    "adapters",
+    "strength",
+    "formats",
+    "conditioning",
+    "prompts",
+    "mini",
+    "rewards",
+)
 RUNNING = (
     "processes",
     "sampling",
@@ -43,6 +55,7 @@ RUNNING = (
     "session",
     "stages",
     "pipeline",
+    "studio",
     "cli",
     "__main__",
     "__init__",

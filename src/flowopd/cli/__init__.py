@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from flowopd.cli import checking, mini, models, serving, training
+from flowopd.cli import checking, mini, models, serving, studio, training
 from flowopd.errors import FlowOpdError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ PANELS = {
         "eval": models.evaluate,
         "sample": models.sample,
         "report": models.report,
+        "studio": studio.studio,
         "study": models.study,
         "export": models.export,
     },

@@ -80,6 +80,19 @@ def draw(
 ) -> np.ndarray:
     """Pictures (B, H, W, 3) uint8; each depends on its model, prompt, seed and the sampling alone."""
     field = model_field(session, model, sampling.guidance, conditioning)
+    return draw_by(session, field, texts, seeds, sampling, conditioning, micro_batch)
+
+
+def draw_by(
+    session: Session,
+    field: VelocityField,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    conditioning: Conditioning,
+    micro_batch: int = 32,
+) -> np.ndarray:
+    """Pictures (B, H, W, 3) uint8 by any velocity of the session's model."""
     grid, shape = session.model.grid(sampling.steps), session.latent_shape()
     batch = Batch(conditioning(texts), tuple(seeds))
     latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, micro_batch)

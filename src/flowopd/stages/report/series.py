@@ -60,6 +60,18 @@ def gap_tables(rows: Sequence[Row], teachers: Sequence[str]) -> dict[str, np.nda
     return {span: _mean(chosen, shape) for span, chosen in spans.items()}
 
 
+def thinned(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean step, and least, mean and largest value, of each of at most `points` runs of neighbours."""
+    runs = min(points, len(curve.steps))
+    if not runs:
+        return (np.empty(0),) * 4
+    edges = np.arange(runs) * len(curve.steps) // runs
+    counts = np.diff(edges, append=len(curve.steps))
+    steps, values = curve.steps.astype(np.float64), curve.values.astype(np.float64)
+    low, high = np.minimum.reduceat(values, edges), np.maximum.reduceat(values, edges)
+    return np.add.reduceat(steps, edges) / counts, low, np.add.reduceat(values, edges) / counts, high
+
+
 def costs(rows: Iterable[Row]) -> dict[str, Cost]:
     """What each stage took, in order of appearance; a stage whose rows do not tell their seconds counts as 0 s."""
     clocks: dict[str, list[float]] = {}
