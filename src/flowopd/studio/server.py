@@ -1,4 +1,4 @@
-"""The studio on a port: bound first, so that a port which is taken is a plain error, then served until it is stopped."""
+"""The studio on a port: bound first, so that one which is taken is a plain error, then served until it is stopped."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Columns:
 
 
 class Tail:
-    """What `metrics.jsonl` of a run holds, as far as it was read. Threads may share it: hold `lock` while reading it."""
+    """What `metrics.jsonl` of a run holds, as far as it was read; threads hold `lock` while they look at it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.RLock()
