@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from flowopd.errors import ConfigError, DataError, FlowOpdError
+from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError
 from flowopd.studio import onerun, pictures
 from flowopd.studio.archive import Archive
 from flowopd.studio.blind import Answer, Blind, Question
@@ -30,7 +30,7 @@ from flowopd.studio.tail import Tail
 MOST_RUNS = 200
 """Runs whose curves are asked for at once."""
 
-STATUS: dict[type[Exception], int] = {BusyError: 503, DataError: 404, ConfigError: 422}
+STATUS: dict[type[Exception], int] = {BusyError: 503, DataError: 404, ConfigError: 422, CheckpointError: 422}
 """What an error is on the web; others are 500."""
 
 Runs = Annotated[str, Query(max_length=20_000, description="ids of runs, with commas between")]

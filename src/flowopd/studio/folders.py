@@ -51,9 +51,10 @@ def run_id(run: Path) -> str:
 
 def inside(run: Path, *parts: str) -> Path:
     """A path in a run's folder, links followed. Raises DataError for one that leads out of it."""
-    path = run.joinpath(*parts).resolve()
-    if not path.is_relative_to(run.resolve()):
-        raise DataError(f"{'/'.join(parts)} leads out of the run {run.name}; it is not shown")
+    name = "/".join(parts)
+    path = run.joinpath(*parts).resolve() if "\0" not in name else None
+    if path is None or not path.is_relative_to(run.resolve()):
+        raise DataError(f"{name!r} leads out of the run {run.name}; it is not shown")
     return path
 
 

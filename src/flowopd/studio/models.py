@@ -78,10 +78,7 @@ class Shelf:
         Raises ConfigError for a model that there is not, or a strength of one without an adapter; CheckpointError for
         files that cannot be read, or do not fit.
         """
-        known = {choice.name: choice for choice in self.choices()}
-        if model not in known:
-            raise ConfigError(f"there is no model {model!r} here; there are: {', '.join(known)}")
-        if not known[model].adjustable:
+        if not self._choice(model).adjustable:
             if strength != 1:
                 raise ConfigError(f"{model} has no adapter whose strength could be {strength}; leave it at 1")
             yield model_field(self.session, model, guidance, self.encoded)
@@ -93,10 +90,16 @@ class Shelf:
             yield self.session.field(name, own, self.encoded)
 
     def stamp(self, model: str) -> str:
-        """Differs whenever the file of a model does."""
-        path = self._file(model)
+        """Differs whenever the file of a model does. Raises ConfigError for a model that there is not."""
+        path = self._file(self._choice(model).name)
         state = path.stat() if path is not None and path.exists() else None
         return f"{state.st_mtime_ns}-{state.st_size}" if state else ""
+
+    def _choice(self, model: str) -> Choice:
+        known = {choice.name: choice for choice in self.choices()}
+        if model not in known:
+            raise ConfigError(f"there is no model {model!r} here; there are: {', '.join(known)}")
+        return known[model]
 
     def _file(self, model: str) -> Path | None:
         """Where a model's adapter lies; None for the base and whole transformers."""

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Columns:
     def __init__(self) -> None:
         self.steps = array("q")
         self._values: dict[str, array[float]] = {}
+        self._keys: tuple[str, ...] = ()
+        self._append: list[Callable[[float], object]] = []
 
     @property
     def keys(self) -> list[str]:
@@ -38,10 +40,12 @@ class Columns:
         return list(self._values)
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
-        """One more row; what is not a number is passed over."""
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                self._column(key).append(_float(value))
+        """One more row; what is not a number is passed over. Rows with the keys of the one before are quick."""
+        keys = tuple(row)
+        if keys != self._keys:
+            self._keys, self._append = keys, [self._column(key, value) for key, value in row.items()]
+        for append, value in zip(self._append, row.values(), strict=True):
+            append(value if type(value) is float else _float(value))
         self.steps.append(step)
 
     def values(self, key: str) -> np.ndarray:
@@ -66,15 +70,13 @@ class Columns:
         """What the stage took so far."""
         return elapsed(self.curve("seconds").values.astype(np.float64))
 
-    def _column(self, key: str) -> array[float]:
-        """The column of a key, filled up to the row that comes next; one that nobody keeps beyond MOST_KEYS."""
-        column = self._values.get(key)
-        if column is None:
-            column = array("f")
-            if len(self._values) < MOST_KEYS:
-                self._values[key] = column
+    def _column(self, key: str, value: object) -> Callable[[float], object]:
+        """What appends to a key's column, filled up to here; nothing for words, steps, and keys beyond MOST_KEYS."""
+        if key == "step" or isinstance(value, str) or (key not in self._values and len(self._values) >= MOST_KEYS):
+            return _nothing
+        column = self._values.setdefault(key, array("f"))
         column.extend([math.nan] * (len(self.steps) - len(column)))
-        return column
+        return column.append
 
 
 class Tail:
@@ -84,6 +86,7 @@ class Tail:
         self.path, self.lock = path, threading.RLock()
         self._generation, self._inode, self._offset = 0, None, 0
         self._begin(None)
+        self._behind = path.stat().st_size if path.exists() else 0
 
     @property
     def version(self) -> tuple[int, int]:
@@ -161,8 +164,8 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return row if abs(row["step"]) < 2**63 else None
 
 
-def last_rows(path: Path, size: int = CHUNK // 4) -> dict[str, dict[str, Any]]:
-    """The last whole row of every stage that has one in the last `size` bytes of a file, in the file's order."""
+def last_rows(path: Path, size: int = CHUNK // 16) -> dict[str, dict[str, Any]]:
+    """The last whole row of every stage that has one in the last `size` bytes of a file; the newest comes last."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -172,11 +175,22 @@ def last_rows(path: Path, size: int = CHUNK // 4) -> dict[str, dict[str, Any]]:
         return {}
     lines = block[: block.rfind(b"\n") + 1].split(b"\n")[:-1]
     rows = [row for line in (lines if end <= size else lines[1:]) if (row := parsed(line))]
-    return {row["stage"]: row for row in rows}
+    last: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        last.pop(row["stage"], None)
+        last[row["stage"]] = row
+    return last
 
 
-def _float(value: float) -> float:
+def _float(value: object) -> float:
+    """A number as it is kept; NaN for what is none, or too large."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
     try:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def _nothing(value: float) -> None:
+    """Keeps nothing."""

@@ -25,16 +25,23 @@ export function put(element, ...children) {
   element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
 }
 
+/** Draw anew what is inside an element; what had the focus by its data-key has it again. */
+export function keepingFocus(element, draw) {
+  const key = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  draw();
+  if (key !== undefined) element.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+}
+
 export const note = (...text) => h("p", { class: "note" }, ...text);
 export const missing = (...text) => h("p", { class: "missing" }, ...text);
 
 /** A table that scrolls by itself where the page is narrow. */
-export const wide = (table) => h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "table, scrolls sideways" }, table);
+export const wide = (table) => h("div", { class: "wide", tabindex: "0", "data-key": "table", role: "region", "aria-label": "table, scrolls sideways" }, table);
 
 /** A labelled select: choices are values, or [value, text]. */
 export function choice(label, choices, value, onchange) {
   const options = choices.map((one) => (Array.isArray(one) ? one : [one, one]));
-  const select = h("select", { onchange: () => onchange(select.value) }, options.map(([v, text]) => h("option", { value: v }, text)));
+  const select = h("select", { "data-key": label, onchange: () => onchange(select.value) }, options.map(([v, text]) => h("option", { value: v }, text)));
   if (options.some(([v]) => v === value)) select.value = value;
   return h("label", null, label, select);
 }

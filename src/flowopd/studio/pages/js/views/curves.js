@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { lineChart } from "../chart.js";
-import { choice, h, missing, note, put, wide } from "../dom.js";
+import { choice, h, keepingFocus, missing, note, put, wide } from "../dom.js";
 import { colour, compact } from "../format.js";
 import { choose, compared, place, state } from "../state.js";
 
@@ -38,10 +38,8 @@ export function open(root, say) {
       controls();
       fetchCurves();
     };
-    const log = h("input", { type: "checkbox", checked: picked.log, onchange: (event) => again("log")(event.target.checked) });
-    const active = [...tools.children].findIndex((label) => label.contains(document.activeElement));
-    put(tools, choice("Stage", stages, picked.stage, again("stage")), choice("Quantity", names, picked.key, again("key")), h("label", { class: "check" }, log, "logarithmic"));
-    if (active >= 0) tools.children[active]?.querySelector("select, input")?.focus();
+    const log = h("input", { type: "checkbox", checked: picked.log, "data-key": "log", onchange: (event) => again("log")(event.target.checked) });
+    keepingFocus(tools, () => put(tools, choice("Stage", stages, picked.stage, again("stage")), choice("Quantity", names, picked.key, again("key")), h("label", { class: "check" }, log, "logarithmic")));
   }
 
   function chooser() {
@@ -50,11 +48,9 @@ export function open(root, say) {
         choose(run.id, event.target.checked);
         update();
       };
-      return h("label", null, h("input", { type: "checkbox", checked: state.chosen.has(run.id), "data-run": run.id, onchange: change }), h("span", { class: "swatch", style: { "--colour": colour(place(run.id)) } }), run.name);
+      return h("label", null, h("input", { type: "checkbox", checked: state.chosen.has(run.id), "data-key": run.id, onchange: change }), h("span", { class: "swatch", style: { "--colour": colour(place(run.id)) } }), run.name);
     });
-    const active = document.activeElement?.dataset?.run;
-    put(runs, h("legend", null, "Runs"), boxes);
-    if (active) runs.querySelector(`[data-run="${CSS.escape(active)}"]`)?.focus();
+    keepingFocus(runs, () => put(runs, h("legend", null, "Runs"), boxes));
   }
 
   async function fetchCurves() {

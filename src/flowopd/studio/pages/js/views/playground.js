@@ -69,8 +69,8 @@ export function open(root, say) {
 
   function form(found, shelf) {
     const soon = settled(() => draw((model) => model.adjustable));
-    const strength = h("output", null, wish.strength.toFixed(2));
-    const steps = h("output", null, String(wish.steps));
+    const strength = h("b", null, wish.strength.toFixed(2));
+    const steps = h("b", null, String(wish.steps));
     const prompt = h("input", { type: "text", value: wish.prompt, required: true, maxlength: 2000, list: "prompts" });
     const seed = h("input", { type: "number", value: String(wish.seed), min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, required: true });
     const redraw = () => {

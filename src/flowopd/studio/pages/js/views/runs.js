@@ -1,6 +1,6 @@
 // The runs side by side.
 
-import { h, missing, note, put, wide } from "../dom.js";
+import { h, keepingFocus, missing, note, put, wide } from "../dom.js";
 import { ago, colour, compact, duration, number, percent } from "../format.js";
 import { choose, place, state } from "../state.js";
 
@@ -46,8 +46,8 @@ function sorted(columns) {
 }
 
 function row(run, columns) {
-  const check = h("input", { type: "checkbox", checked: state.chosen.has(run.id), "aria-label": `compare ${run.name}`, "data-run": run.id, onchange: (event) => choose(run.id, event.target.checked) });
-  const link = h("a", { href: `#/playground?run=${encodeURIComponent(run.id)}` }, run.name);
+  const check = h("input", { type: "checkbox", checked: state.chosen.has(run.id), "aria-label": `compare ${run.name}`, "data-key": `compare ${run.id}`, onchange: (event) => choose(run.id, event.target.checked) });
+  const link = h("a", { href: `#/playground?run=${encodeURIComponent(run.id)}`, "data-key": `open ${run.id}` }, run.name);
   const faults = run.faults.map((fault) => h("small", null, fault));
   return h(
     "tr", null,
@@ -61,19 +61,17 @@ function head(column, redraw) {
   const sort = order.key === column.key ? (order.down ? "descending" : "ascending") : null;
   const press = () => {
     order = { key: column.key, down: order.key === column.key ? !order.down : !column.name };
-    redraw(column.key);
+    redraw();
   };
-  return h("th", { scope: "col", class: column.name ? "name" : null, "aria-sort": sort }, h("button", { type: "button", "data-sort": column.key, onclick: press }, column.label));
+  return h("th", { scope: "col", class: column.name ? "name" : null, "aria-sort": sort }, h("button", { type: "button", "data-key": `sort ${column.key}`, onclick: press }, column.label));
 }
 
 export function open(root) {
-  function draw(pressed) {
+  function draw() {
     if (!state.runs.length) {
       put(root, missing("There is no run here yet. Start one, and it appears: ", h("code", null, "flowopd demo"), "."));
       return;
     }
-    const active = document.activeElement;
-    const kept = pressed ? `[data-sort="${pressed}"]` : active?.dataset?.run ? `[data-run="${CSS.escape(active.dataset.run)}"]` : null;
     const columns = [NAME, ...LEFT, ...metrics().map(score), ...RIGHT];
     const table = h(
       "table", { class: "full" },
@@ -81,9 +79,8 @@ export function open(root) {
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "compare"), columns.map((column) => head(column, draw)))),
       h("tbody", null, sorted(columns).map((run) => row(run, columns))),
     );
-    put(root, note("Those that are ticked are drawn together under Curves. A run's name opens its playground."), wide(table));
-    if (kept) root.querySelector(kept)?.focus();
+    keepingFocus(root, () => put(root, note("Those that are ticked are drawn together under Curves. A run's name opens its playground."), wide(table)));
   }
   draw();
-  return { update: () => draw() };
+  return { update: draw };
 }
