@@ -69,6 +69,7 @@ COMMANDS = {
     "export",
     "report",
     "serve-reward",
+    "studio",
     "mini pretrain",
     "mini prompts",
 }

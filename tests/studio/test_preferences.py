@@ -55,3 +55,14 @@ def test_ties_alone_decide_nothing():
 def test_every_pair_is_counted_alone():
     pairs = tally([choice("merge"), choice("base", ("base", "student"))])
     assert [(pair.first, pair.second, pair.wins) for pair in pairs] == [("merge", "student", 1), ("base", "student", 1)]
+
+
+def test_a_link_that_leads_out_of_the_run_is_not_followed(tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "outside.jsonl"
+    run.mkdir()
+    outside.write_text(choice("student").model_dump_json() + "\n")
+    (run / FILE).symlink_to(outside)
+    for act in (lambda: record(run, choice("merge")), lambda: preferences(run)):
+        with pytest.raises(DataError, match="leads out of the run"):
+            act()
+    assert len(outside.read_text().splitlines()) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowopd.checkpoint import TENSORS
+from flowopd.conditioning import Conditioning
 from flowopd.configs import AdapterConfig, DistillConfig
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora, weights_file
@@ -23,7 +24,6 @@ from flowopd.results import BASE, TEACHER
 from flowopd.session import Session
 from flowopd.stages.sample import FOLDERS, available_models, model_field
 from flowopd.strength import strengthened
-from flowopd.types import Condition
 from flowopd.velocity import VelocityField
 
 CHECKPOINT = "checkpoint:"
@@ -41,21 +41,12 @@ class Choice:
     adjustable: bool
 
 
-class Encoded:
-    """Encoded prompts in memory, those asked for last; a call is their `Condition`, B rows in that order."""
+class Encoded(Conditioning):
+    """Prompts that are encoded when they are asked for, and kept in memory alone; the encoders stay loaded."""
 
     def __init__(self, model: Model, held: int = 128) -> None:
-        self._device = model.device
+        super().__init__({}, model.device)
         self._read = lru_cache(held)(lambda text: model.encode([text]))
-
-    def __call__(self, texts: Sequence[str]) -> Condition:
-        """Rows for these prompts, on the model's device; the encoders stay loaded for the next."""
-        return Condition.cat(*(self._read(text) for text in texts)).to(self._device)
-
-    @property
-    def null(self) -> Condition:
-        """The conditioning of the empty prompt, one row."""
-        return self([""])
 
 
 class Shelf:

@@ -26,11 +26,12 @@ def kept(run: Path) -> dict[str, Any]:
     Paths are relative to the run's folder. Raises DataError if the wall's list is damaged.
     """
     wall = read_wall(run / "samples")
-    rows = [
-        {"prompt": prompt, "pictures": {m: name for m in wall.models if (name := _wall_file(run, place, m))}}
-        for place, prompt in enumerate(wall.prompts)
+    pictures = [
+        {model: name for model in wall.models if (name := _wall_file(run, place, model))}
+        for place in range(len(wall.prompts))
     ]
-    shown = {name for row in rows for name in row["pictures"].values()}
+    rows = [{"prompt": prompt, "pictures": row} for prompt, row in zip(wall.prompts, pictures, strict=True)]
+    shown = {name for row in pictures for name in row.values()}
     others: dict[str, list[str]] = {}
     for name in _others(run, shown):
         others.setdefault(str(Path(name).parent), []).append(name)

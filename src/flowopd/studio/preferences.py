@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd.errors import DataError
+from flowopd.studio.folders import inside
 
 FILE = "preferences.jsonl"
 
@@ -46,8 +47,11 @@ class Pair:
 
 
 def record(run: Path, preference: Preference) -> None:
-    """Append a choice to the run's `preferences.jsonl`. Raises DataError if it cannot be written."""
-    path = run / FILE
+    """Append a choice to the run's `preferences.jsonl`.
+
+    Raises DataError if it cannot be written, or is a link that leads out of the run.
+    """
+    path = inside(run, FILE)
     try:
         with path.open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
@@ -61,7 +65,7 @@ def record(run: Path, preference: Preference) -> None:
 
 def preferences(run: Path) -> tuple[list[Preference], int]:
     """The choices that a run's file holds, and how many of its lines are none."""
-    path = run / FILE
+    path = inside(run, FILE)
     if not path.exists():
         return [], 0
     found, faults = [], 0

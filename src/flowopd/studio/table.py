@@ -76,8 +76,10 @@ def run_row(archive: Archive, name: str, run: Path) -> RunRow:
 def _furthest(results: Results | None) -> str | None:
     """The student if it was evaluated, else the last model that is neither the base nor a teacher."""
     models = list(results.models) if results else []
+    if STUDENT in models or not models:
+        return STUDENT if models else None
     own = [model for model in models if model != BASE and not model.startswith(TEACHER)]
-    return STUDENT if STUDENT in models else (own or models or [None])[-1]
+    return (own or models)[-1]
 
 
 def _scores(results: Results | None, model: str | None) -> dict[str, list[float]]:

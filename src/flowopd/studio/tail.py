@@ -84,7 +84,9 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.RLock()
-        self._generation, self._inode, self._offset = 0, None, 0
+        self._generation, self._offset = 0, 0
+        self._inode: int | None = None
+        self._mark, self._cut = b"", False
         self._begin(None)
         self._behind = path.stat().st_size if path.exists() else 0
 
@@ -148,7 +150,8 @@ class Tail:
 
     def _begin(self, inode: int | None) -> None:
         self._generation += self._inode != inode or self._offset > 0
-        self._inode, self._offset, self._behind, self._mark, self._cut = inode, 0, 0, b"", False
+        self._inode, self._offset, self._behind = inode, 0, 0
+        self._mark, self._cut = b"", False
         self.stages: dict[str, Columns] = {}
         self.faults = 0
 

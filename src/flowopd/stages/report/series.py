@@ -77,7 +77,7 @@ def costs(rows: Iterable[Row]) -> dict[str, Cost]:
     clocks: dict[str, list[float]] = {}
     for row in rows:
         seconds = row.get("seconds")
-        clocks.setdefault(row["stage"], []).append(seconds if _finite(seconds) else 0.0)
+        clocks.setdefault(row["stage"], []).append(float(seconds or 0) if _finite(seconds) else 0.0)
     return {stage: Cost(len(clock), elapsed(np.array(clock))) for stage, clock in clocks.items()}
 
 
