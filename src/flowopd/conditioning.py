@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from flowopd.durable import packed, replace_bytes
 from flowopd.models.base import Model
 from flowopd.types import Condition
 
@@ -65,7 +65,7 @@ def encode(model: Model, texts: Sequence[str], cache: Path) -> None:
         part = texts[start : start + BATCH]
         encoded = model.encode(part)
         for i, text in enumerate(part):
-            _keep(files[text], encoded.rows([i]))
+            replace_bytes(files[text], packed(encoded.rows([i]).tensors))
     model.free_encoders()
 
 
@@ -83,11 +83,3 @@ def _files(model: Model, texts: Sequence[str], cache: Path) -> dict[str, Path]:
 def _name(*parts: str) -> str:
     digest = sha256("\x1f".join(parts).encode()).hexdigest()
     return f"{digest[:2]}/{digest}.safetensors"
-
-
-def _keep(file: Path, condition: Condition) -> None:
-    """Written aside and renamed, so that a reader never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in condition.tensors.items()}, aside)
-    aside.rename(file)

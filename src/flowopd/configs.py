@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flowopd.identity import HARMLESS
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
@@ -53,7 +54,7 @@ class PolicyConfig(Strict):
     starts: int | None = Field(None, ge=1, description="first steps that the window starts at in turn; none is all")
     clip: float = Field(1e-4, gt=0)
     kl: float = Field(0.0, ge=0, description="weight of the KL to the base, per latent element")
-    micro_batch: int = Field(32, ge=1)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
     sampling: SamplingConfig = SamplingConfig(sampler="sde", window=3)
     adapter: AdapterConfig = AdapterConfig()
     optim: TrainConfig = TrainConfig()
@@ -87,7 +88,9 @@ class TeacherConfig(Strict):
 
     adapter: str | None = Field(None, description="folder, file, `package:` name or hub id of a LoRA adapter")
     transformer: str | None = Field(None, description="folder or hub id of a whole transformer, or of its pipeline")
-    offload: bool = Field(False, description="keep a whole transformer on the CPU while it is not asked")
+    offload: Annotated[bool, HARMLESS] = Field(
+        False, description="keep a whole transformer on the CPU while it is not asked"
+    )
     revision: str | None = None
     subfolder: str | None = None
     train: GrpoConfig | None = None
@@ -118,7 +121,7 @@ class SftConfig(Strict):
     kind: Literal["sft"] = "sft"
     images: int = Field(512, ge=1, description="images in all, shared evenly by the experts")
     batch: int = Field(32, ge=1)
-    micro_batch: int = Field(32, ge=1)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     optim: TrainConfig = TrainConfig(updates=100)
 
@@ -145,7 +148,7 @@ class DistillConfig(Strict):
 
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
-    micro_batch: int = Field(48, ge=1)
+    micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1)
     loss: Literal["closed_form", "log_ratio"] = Field(
         "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
     )
@@ -187,7 +190,7 @@ class EvaluateConfig(Strict):
     split: Split = "test"
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
     images_per_prompt: int = Field(1, ge=1)
-    micro_batch: int = Field(32, ge=1)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
     seed: int = 0
     sampling: SamplingConfig = SamplingConfig()
     models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")

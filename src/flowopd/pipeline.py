@@ -8,15 +8,18 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowopd.configs import MetricConfig, RewardConfig
-from flowopd.errors import ConfigError
+from flowopd.durable import is_made, make_folder, replace_text
+from flowopd.errors import ConfigError, DataError
+from flowopd.identity import differences, lasting
 from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import Recipe, make_recipe
-from flowopd.results import Results, replace_text
+from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
@@ -39,6 +42,7 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
     """
     session = open_run(recipe, out)
     check(session)
+    refuse_changed_files(session)
     out = session.out
     for name, teacher in recipe.teachers.items():
         if teacher.train is not None and _missing(out / "teachers" / name):
@@ -59,8 +63,11 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
 
 
 def _missing(folder: Path) -> bool:
-    """Whether a stage is still to be run, as all processes see it."""
-    return agreed(lambda: not folder.exists())
+    """Whether a stage is still to be run, as all processes see it.
+
+    Raises CheckpointError if what it made was changed since.
+    """
+    return agreed(lambda: not is_made(folder))
 
 
 def check(session: Session) -> None:
@@ -134,7 +141,7 @@ def _claim(session: Session) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         state = "not empty" if out.is_dir() else "no folder"
         raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if is_main() and not _trained(out):
         _write_manifest(session)
 
@@ -144,7 +151,7 @@ def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     manifest = out / MANIFEST
     if not manifest.exists():
         raise ConfigError(f"{out} holds no run ({MANIFEST} is missing); give its folder, or a recipe with --config")
-    return make_recipe(json.loads(manifest.read_text())["recipe"], overrides, str(manifest))
+    return make_recipe(_read(manifest)["recipe"], overrides, str(manifest))
 
 
 TRAINING = (
@@ -172,10 +179,37 @@ def _trained(out: Path) -> bool:
 
 def _refuse_another(out: Path, mine: Recipe) -> None:
     """What a manifest leaves out, as an older one may, counts as its default."""
-    theirs = manifest_recipe(out)
-    changed = [key for key in TRAINING if getattr(theirs, key) != getattr(mine, key)]
+    theirs, ours = ({key: lasting(recipe)[key] for key in TRAINING} for recipe in (manifest_recipe(out), mine))
+    changed = differences(theirs, ours)
     if changed and _trained(out):
-        raise ConfigError(f"{out} holds a run with another {', '.join(changed)}; choose another --out, or delete it")
+        raise ConfigError(f"{out} holds a run with another {changed}; undo the change, or choose another --out")
+
+
+def refuse_changed_files(session: Session) -> None:
+    """Refuse to go on where another base, expert or prompts lie by the same names: what is trained already saw others.
+
+    Raises ConfigError for the first that is not what the manifest says.
+    """
+    if not _trained(session.out):
+        return
+    manifest, recipe = _read(session.out / MANIFEST), session.recipe
+    brought = [name for name, teacher in recipe.teachers.items() if teacher.train is None]
+    now = {"sha256": session.hashes(brought), "sha256_prompts": session.training_hashes()}
+    then = {kind: {name: manifest.get(kind, {}).get(name, value) for name, value in now[kind].items()} for kind in now}
+    changed = differences(then, now)
+    if changed:
+        raise ConfigError(f"{session.out} was trained with another {changed}; restore it, or choose another --out")
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    """What a manifest says. Raises DataError if it is not what this program writes."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{manifest} is not JSON ({error}); restore it, or choose another --out") from None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise DataError(f"{manifest} holds no recipe; restore it, or choose another --out")
+    return content
 
 
 def _write_manifest(session: Session) -> None:

@@ -25,6 +25,7 @@ from flowopd.configs import (
 )
 from flowopd.errors import ConfigError
 from flowopd.hub import located
+from flowopd.identity import lasting
 from flowopd.rewards.base import JudgeConfig
 
 Part = TypeVar("Part", bound=BaseModel)
@@ -68,8 +69,8 @@ class Recipe(Strict):
         return self.model_dump(mode="json", include=set(names))
 
     def identity(self, *names: str) -> dict[str, Any]:
-        """What a trained model depends on: the base as it is run, the seed, and these parts."""
-        return self.parts(*RUN, "seed", *names)
+        """What a trained model depends on: the base as it is run, the seed, and these parts, less what is harmless."""
+        return {name: value for name, value in lasting(self).items() if name in (*RUN, "seed", *names)}
 
     def rewarded(self) -> list[RewardConfig]:
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""

@@ -163,6 +163,10 @@ class Session:
         adapters = {name: sha256_of(self.teacher_folder(name)) for name in names if name not in whole}
         return {BASE: self.model.source.fingerprint()} | adapters | {k: v.fingerprint() for k, v in whole.items()}
 
+    def training_hashes(self) -> dict[str, str]:
+        """sha256 of what is trained on, of `prompt_hashes`."""
+        return {name: value for name, value in self.prompt_hashes().items() if name.endswith(".train")}
+
     def prompt_hashes(self) -> dict[str, str]:
         """sha256 of the recipe's prompt files and data sets, by `LABEL.SPLIT`, as far as they can be read."""
         hashes = {}

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flowopd.durable import append_text, flush_file, make_folder, replace_text, writing
+from flowopd.errors import DataError
 from flowopd.processes import is_main
 
 console = Console(stderr=True)
@@ -32,9 +34,10 @@ class Tracker:
 
     def __init__(self, run: Path, stage: str, total: int) -> None:
         self.stage, self.total, self._writes = stage, total, is_main()
-        run.mkdir(parents=True, exist_ok=True)
-        self._file = run / "metrics.jsonl"
-        self._board = _board(run / "tensorboard" / stage.replace(":", "-")) if self._writes else None
+        make_folder(run)
+        self._file, self._rows = run / "metrics.jsonl", 0
+        self._events = run / "tensorboard" / stage.replace(":", "-")
+        self._board = _board(self._events) if self._writes else None
         self._start = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -58,21 +61,36 @@ class Tracker:
     ) -> None:
         self._progress.stop()
         if self._board is not None:
-            self._board.close()
+            with writing(self._events):
+                self._board.close()
 
-    def rewind(self, step: int) -> None:
-        """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped."""
+    def rewind(self, step: int, rows: int = 0) -> None:
+        """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped.
+
+        So is a last line that does not end, which a full disk may leave. Says so on standard error if fewer than `rows`
+        of this stage are left. Raises DataError for a line that is not JSON, CheckpointError if it cannot be written.
+        """
         self._progress.update(self._task, completed=step)
-        if not (self._writes and self._file.exists()):
+        if not self._writes:
             return
-        rows = [line for line in self._file.read_text().splitlines() if line]
-        kept = [line for line in rows if not self._repeats(json.loads(line), step)]
-        aside = self._file.with_suffix(".tmp")
-        aside.write_text("".join(line + "\n" for line in kept))
-        aside.rename(self._file)
+        text = self._file.read_text(encoding="utf-8", errors="replace") if self._file.exists() else ""
+        lines = [(line, _row(line, f"{self._file}:{i}")) for i, line in enumerate(text.split("\n")[:-1], 1) if line]
+        kept = [(line, row) for line, row in lines if not self._repeats(row, step)]
+        rewound = "".join(f"{line}\n" for line, _ in kept)
+        if rewound != text:
+            replace_text(self._file, rewound)
+        self._rows = sum(row.get("stage") == self.stage for _, row in kept)
+        if self._rows < rows:
+            lost = f"{self._file} holds {self._rows} of the {rows} rows of {self.stage}; the others were lost"
+            console.print(lost, soft_wrap=True, markup=False, highlight=False)
 
     def _repeats(self, row: Mapping[str, object], step: int) -> bool:
         return row.get("stage") == self.stage and int(str(row.get("step", -1))) >= step
+
+    def flush(self) -> int:
+        """Have the disk hold the rows so far; returns how many are of this stage."""
+        flush_file(self._file)
+        return self._rows
 
     def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
         """Write the row of `step`; `note` stands beside the bar."""
@@ -83,11 +101,12 @@ class Tracker:
             **metrics,
         }
         if self._writes:
-            with self._file.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            append_text(self._file, json.dumps(row) + "\n")
+            self._rows += 1
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+            with writing(self._events):
+                for name, value in metrics.items():
+                    self._board.add_scalar(name, value, step)
         self._progress.update(self._task, completed=step + 1, note=note)
 
 
@@ -97,4 +116,16 @@ def _board(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    with writing(folder):
+        return SummaryWriter(str(folder))
+
+
+def _row(line: str, where: str) -> dict[str, object]:
+    """The object in a line. Raises DataError if there is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON ({error.msg} at column {error.colno}); mend or delete the line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds {type(row).__name__} where an object belongs; mend or delete the line")
+    return row

@@ -29,6 +29,7 @@ MATHS = (
     "objectives",
 )
 PARTS = (
+    "durable",
     "hub",
     "models",
     "lora_file",
@@ -42,6 +43,8 @@ PARTS = (
     "rewards",
 )
 RUNNING = (
+    "signals",
+    "identity",
     "processes",
     "sampling",
     "step",

@@ -12,6 +12,7 @@ import typer
 
 from flowopd.cli import checking, mini, models, serving, studio, training
 from flowopd.errors import FlowOpdError
+from flowopd.signals import Interrupted, ending_at_once, is_first
 
 app = typer.Typer(
     help="On-policy distillation for flow-matching text-to-image models: several experts in, one model out.",
@@ -49,11 +50,16 @@ app.add_typer(world, name="mini", rich_help_panel="Before a run")
 
 
 def main() -> None:
-    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours."""
+    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours, 128 + N after signal N."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        app()
+        with ending_at_once():
+            app()
     except FlowOpdError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
+    except Interrupted as end:
+        if is_first():
+            typer.secho(str(end), fg="yellow", err=True)
+        sys.exit(end.code)

@@ -134,6 +134,7 @@ def distill(
 
     Example: `flowopd distill --base package:mini/base --teacher text=experts/text --prompts text=signs.txt`
     """
+    from flowopd.durable import is_made
     from flowopd.processes import agreed
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
@@ -141,7 +142,7 @@ def distill(
     tree = recipe_tree(config, base, no_t5, teachers, prompts)
     tree["distill"] = tree.get("distill") or {}
     session = new_session(tree, settings(sets, seed=seed), out)
-    if session.recipe.coldstart is not None and agreed(lambda: not (out / "coldstart").exists()):
+    if session.recipe.coldstart is not None and agreed(lambda: not is_made(out / "coldstart")):
         start.cold_start(session)
     finish(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
 from flowopd.configs import DistillConfig, QueryConfig
+from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
-from flowopd.lora_file import LoraFile, read_lora, sha256_of, write_diffusers_lora, write_lora
+from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
@@ -54,7 +55,8 @@ def distill(session: Session) -> Path:
         trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
-    only_main(lambda: (write_diffusers_lora(folder, student), write_lora(folder, student, session.recipe.base)))
+    files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 
@@ -159,7 +161,8 @@ def _identity(session: Session) -> dict[str, object]:
     return {
         **recipe.identity("routes", "coldstart", "distill"),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
-        "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name.endswith(".train")},
+        "guidance": {name: recipe.teachers[name].guidance for name in named},
+        "sha256_prompts": session.training_hashes(),
         "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flowopd.configs import EvaluateConfig, MetricConfig
+from flowopd.durable import replace_text
 from flowopd.errors import ConfigError
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
@@ -23,7 +24,6 @@ from flowopd.results import (
     bootstrap_average,
     bootstrap_grouped,
     gap_closed,
-    replace_text,
 )
 from flowopd.rewards import Reward
 from flowopd.session import Session
@@ -130,5 +130,8 @@ def _settings(session: Session, config: EvaluateConfig, models: Sequence[str]) -
         **session.recipe.parts(*RUN),
         "evaluate": config.model_dump(mode="json", exclude={"models"}),
         "sha256": session.hashes(teachers),
+        "sha256_prompts": {
+            name: value for name, value in session.prompt_hashes().items() if name.endswith(f".{config.split}")
+        },
     }
     return settings | {"hash": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}

@@ -16,7 +16,8 @@ from torch import Tensor
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
 from flowopd.configs import PolicyConfig, TaskConfig
-from flowopd.lora_file import LoraFile, write_lora
+from flowopd.durable import write_folder
+from flowopd.lora_file import LoraFile, lora_files
 from flowopd.noise import seed_of
 from flowopd.objectives import group_advantages
 from flowopd.processes import only_main, sum_metrics, whole
@@ -65,7 +66,8 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
         update = _Update(session, policy, tasks, conditioning)
         trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)
     folder = session.out / policy.folder
-    only_main(lambda: write_lora(folder, session.adapters.lora(policy.name), session.recipe.base))
+    files = lora_files(session.adapters.lora(policy.name), session.recipe.base)
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,12 +14,13 @@ from PIL import Image
 from rich.progress import track
 
 from flowopd.configs import EvaluateConfig
+from flowopd.durable import make_folder, replace_picture, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.lora_file import sha256_of
 from flowopd.processes import is_main, only_main, own_rows, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
-from flowopd.results import TEACHER, replace_text
+from flowopd.results import TEACHER
 from flowopd.session import Session
 from flowopd.stages.sample import FOLDERS, available_models, draw_pictures
 from flowopd.tracking import console
@@ -107,7 +107,7 @@ def draw_layout(
             pictures = draw_pictures(session, model, prompts, config, conditioning, part)
             for path, picture, lacks in zip(places.pictures[part], pictures, lacking, strict=True):
                 if lacks:
-                    _keep(folder, path, Image.fromarray(picture))
+                    replace_picture(folder / path, Image.fromarray(picture))
     wait()
 
 
@@ -146,16 +146,8 @@ def _check(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _begin(folder: Path, places: Places, record: Mapping[str, Any]) -> None:
     """The record first, which makes the folder ours; then whatever there is not yet."""
-    folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECORD, json.dumps(record, indent=1))
     for parent in dict.fromkeys(path.parent for path in places.pictures):
-        (folder / parent).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / parent)
     for path, text in places.texts.items():
         replace_text(folder / path, text + "\n")
-
-
-def _keep(folder: Path, path: Path, picture: Image.Image) -> None:
-    """Written aside and renamed, so that a picture is there whole or not at all."""
-    aside = folder / f".{os.getpid()}.part"
-    picture.save(aside, "PNG")
-    aside.rename(folder / path)

@@ -11,11 +11,12 @@ from PIL import Image
 
 from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
+from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
 from flowopd.prompts import Prompt
-from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, replace_text
+from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session
 from flowopd.velocity import VelocityField
@@ -114,9 +115,8 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
 
     def keep() -> None:
         pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
-        folder.mkdir(parents=True, exist_ok=True)
         for file, picture in zip(files, pictures, strict=True):
-            Image.fromarray(picture).save(file)
+            replace_picture(file, Image.fromarray(picture))
 
     only_main(keep)
     return files
@@ -179,10 +179,9 @@ def draw_wall(session: Session, config: EvaluateConfig) -> Path:
     conditioning = session.encode(prompts)
 
     def keep() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         for model in models:
             for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
-                Image.fromarray(picture).save(folder / f"{i}-{model}.png")
+                replace_picture(folder / f"{i}-{model}.png", Image.fromarray(picture))
         replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
 
     only_main(keep)
