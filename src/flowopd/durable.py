@@ -20,6 +20,7 @@ from io import BytesIO, FileIO
 from pathlib import Path
 
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -42,6 +43,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
         aside = _aside(path)
         try:
             _write(aside, content)
+            _flush(aside)
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -114,14 +116,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         _refuse_other(folder, files)
         return
     seal = json.dumps({name: sha256(content).hexdigest() for name, content in files.items()}, indent=1)
-    with writing(folder, sum(map(len, files.values()))):
+    with new_folder(folder, sum(map(len, files.values()))) as aside:
+        for name, content in {**files, SEAL: seal.encode()}.items():
+            _write(aside / name, content)
+
+
+@contextmanager
+def new_folder(folder: Path, size: int | None = None) -> Iterator[Path]:
+    """Gives a folder to fill, with `size` bytes, which becomes `folder` in the end.
+
+    Raises CheckpointError if it cannot be written, or `folder` is there and not empty.
+    """
+    with writing(folder, size):
         make_folder(folder.parent)
         aside = _aside(folder)
         aside.mkdir()
         try:
-            for name, content in {**files, SEAL: seal.encode()}.items():
-                _write(aside / name, content)
-            _flush(aside)
+            yield aside
+            for place in (*aside.rglob("*"), aside):
+                _flush(place)
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -175,18 +188,18 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """What the system refuses inside becomes a CheckpointError about `path`, to which `size` bytes were to go."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {_refusal(path, error, size)}") from error
 
 
-def _refusal(path: Path, error: OSError, size: int | None) -> str:
+def _refusal(path: Path, error: Exception, size: int | None) -> str:
     """The reason and the mend."""
-    reason = error.strerror or str(error)
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
     again = "then run the same command again; what was kept before is whole"
-    if error.errno in FULL:
+    if number in FULL:
         needed = f" ({size} bytes needed)" if size is not None else ""
         return f"{reason}{needed}; make room, {again}"
-    if error.errno in FORBIDDEN:
+    if number in FORBIDDEN:
         return f"{reason}; make {path.parent} writable, or choose another folder"
     return f"{reason}; mend that, {again}"
 
@@ -231,7 +244,6 @@ def _remove(path: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb", buffering=0) as stream:
         _all(stream, content)
-        os.fsync(stream.fileno())
 
 
 def _all(stream: FileIO, content: bytes) -> None:

@@ -172,8 +172,7 @@ def write_diffusers_lora(folder: Path, lora: LoraFile) -> None:
 def lora_files(lora: LoraFile, base_model_name: str | None = None) -> dict[str, bytes]:
     """The files of a PEFT folder, fp32, that peft and diffusers load as the head of this module says.
 
-    `base_model_name` is the folder or hub id of the base; None keeps the one of `lora.config`. The same adapter gives
-    the same bytes.
+    `base_model_name` is the folder or hub id of the base; None keeps the one of `lora.config`.
     """
     base = base_model_name or lora.config.get("base_model_name_or_path")
     fields = peft_config(lora.modules)
