@@ -18,7 +18,7 @@ from flowopd.errors import ConfigError, DataError
 from flowopd.identity import differences, lasting
 from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
-from flowopd.recipe import Recipe, make_recipe
+from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Session
@@ -42,7 +42,7 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
     """
     session = open_run(recipe, out)
     check(session)
-    refuse_changed_files(session)
+    refuse_changes(session)
     out = session.out
     for name, teacher in recipe.teachers.items():
         if teacher.train is not None and _missing(out / "teachers" / name):
@@ -185,18 +185,19 @@ def _refuse_another(out: Path, mine: Recipe) -> None:
         raise ConfigError(f"{out} holds a run with another {changed}; undo the change, or choose another --out")
 
 
-def refuse_changed_files(session: Session) -> None:
-    """Refuse to go on where another base, expert or prompts lie by the same names: what is trained already saw others.
+def refuse_changes(session: Session) -> None:
+    """Refuse to go on with a base that is run otherwise, or where other files lie by the names of the base, an expert
+    or prompts: what is trained already saw those before.
 
-    Raises ConfigError for the first that is not what the manifest says.
+    Raises ConfigError for what is not as the manifest says.
     """
     if not _trained(session.out):
         return
-    manifest, recipe = _read(session.out / MANIFEST), session.recipe
-    brought = [name for name, teacher in recipe.teachers.items() if teacher.train is None]
+    brought = [name for name, teacher in session.recipe.teachers.items() if teacher.train is None]
     now = {"sha256": session.hashes(brought), "sha256_prompts": session.training_hashes()}
+    manifest = _read(session.out / MANIFEST)
     then = {kind: {name: manifest.get(kind, {}).get(name, value) for name, value in now[kind].items()} for kind in now}
-    changed = differences(then, now)
+    changed = differences(manifest_recipe(session.out).parts(*RUN) | then, session.recipe.parts(*RUN) | now)
     if changed:
         raise ConfigError(f"{session.out} was trained with another {changed}; restore it, or choose another --out")
 
