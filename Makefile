@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -26,6 +26,10 @@ browser: .venv/ready
 # The studio on 50 runs of 10,000 updates: time of the first paint, delay of news, memory. Needs 700 MB of disk.
 studio-scale: .venv/ready
 	$(BIN)/python -m pytest -m slow tests/acceptance/test_studio_scale.py -s -rs
+
+# Runs of every trained stage, killed ten times each, by one process and by two: a few minutes.
+robustness: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/stages/test_kills.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

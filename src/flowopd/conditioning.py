@@ -8,13 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flowopd.durable import packed, replace_bytes
+from flowopd.errors import CheckpointError
 from flowopd.models.base import Model
 from flowopd.types import Condition
 
-BATCH = 64
 NULL = ""
 """The empty prompt, which guidance steers away from."""
 
@@ -40,7 +41,11 @@ class Conditioning:
         return rows.to(self._device)
 
     def _from_disk(self, text: str) -> Condition:
-        return Condition(load_file(self._files[text]))
+        file = self._files[text]
+        try:
+            return Condition(load_file(file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}); delete it, and it is made anew") from None
 
     @property
     def null(self) -> Condition:
@@ -59,13 +64,12 @@ def missing(model: Model, texts: Sequence[str], cache: Path) -> list[str]:
 
 
 def encode(model: Model, texts: Sequence[str], cache: Path) -> None:
-    """Encode these prompts into the cache, then let the encoders go."""
-    files = _files(model, texts, cache)
-    for start in range(0, len(texts), BATCH):
-        part = texts[start : start + BATCH]
-        encoded = model.encode(part)
-        for i, text in enumerate(part):
-            replace_bytes(files[text], packed(encoded.rows([i]).tensors))
+    """Encode these prompts into the cache, then let the encoders go.
+
+    One at a time: with others in its batch, a prompt's last bits would depend on which of them the cache held already.
+    """
+    for text, file in _files(model, texts, cache).items():
+        replace_bytes(file, packed(model.encode([text]).tensors), flush=False)
     model.free_encoders()
 
 

@@ -33,21 +33,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
+def replace_bytes(path: Path, content: bytes, flush: bool = True) -> None:
     """`content` as the file `path`: readers see the old file or the new one.
 
-    Raises CheckpointError if it cannot be written.
+    A file of a cache need not be flushed: after a power cut it may be damaged, and is made anew. Raises CheckpointError
+    if it cannot be written.
     """
     with writing(path, len(content)):
         make_folder(path.parent)
         aside = _aside(path)
         try:
             _write(aside, content)
-            _flush(aside)
+            if flush:
+                _flush(aside)
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-        _flush(path.parent)
+        if flush:
+            _flush(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:

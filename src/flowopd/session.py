@@ -86,7 +86,7 @@ class Session:
         texts, cache = conditioning.distinct(prompt.text for prompt in prompts), self.out / "cache"
         new = conditioning.missing(self.model, texts, cache)
         wait()
-        conditioning.encode(self.model, new[own_rows(len(new), conditioning.BATCH)], cache)
+        conditioning.encode(self.model, new[own_rows(len(new))], cache)
         wait()
         return conditioning.read(self.model, texts, cache)
 

@@ -249,3 +249,10 @@ def test_before_training_a_signal_ends_the_program_at_once(nursery, recipe, tmp_
     assert stopped["codes"] == [code]
     last = log.read_text().splitlines()[-1]
     assert last.startswith("stopped by SIG") and "Traceback" not in log.read_text()
+
+
+def test_a_run_of_one_process_goes_on_with_two(nursery, recipe, tmp_path):
+    call = ("run", recipe("distill"), "--out", tmp_path / "out")
+    assert nursery(*call, signal=signal.SIGTERM, rows=3)["codes"] == [143]
+    assert nursery(*call, processes=2)["codes"] == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "out")] == list(range(UPDATES))
