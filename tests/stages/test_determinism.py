@@ -8,6 +8,7 @@ import torch
 
 from flowopd import conditioning as cache
 from flowopd.noise import seed_of
+from flowopd.pipeline import open_run
 from flowopd.prompts import Prompt
 from flowopd.recipe import make_recipe
 from flowopd.sampling import SamplingConfig

@@ -55,11 +55,12 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     session.create(policy.name, policy.config.adapter, start)
     trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
     session.adapters.check_trainable(trainer.parameters, policy.name)
-    hashes = session.prompt_hashes()
+    hashes, rewards = session.prompt_hashes(), {task.reward for task in policy.tasks}
     common = {
         **session.recipe.identity(),
         "sha256": session.hashes([]),
         "sha256_prompts": {task.prompts: hashes[f"{task.prompts}.train"] for task in policy.tasks},
+        "judges": {name: judge.model for name, judge in session.recipe.judges.items() if name in rewards},
     }
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
