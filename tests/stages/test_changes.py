@@ -243,3 +243,21 @@ def test_a_checkpoint_holds_what_the_run_depends_on(stopped):
     kinds = {name.split(".")[0] for name in tensors}
     assert kinds == {"weight", "ema", "adam", "ema_updates"}
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_the_hash_of_the_results_changes_with_what_they_depend_on_alone(moving, again):
+    metrics = {"look": {"reward": "mini_quality", "prompts": "quality"}}
+    evaluated = moving.tree(evaluate={"metrics": metrics, "limit": 1, "sampling": {"steps": 1}, "models": ["base"]})
+
+    def hashed(*changes):
+        out = again.with_name("judged")
+        settings = run(make_recipe(evaluated, changes), out).settings
+        shutil.rmtree(out)
+        return settings["hash"]
+
+    first = hashed()
+    assert hashed() == hashed("samples.prompts_per_label=1") == first
+    others = [hashed(change) for change in ("evaluate.seed=1", "evaluate.sampling.steps=2", "dtype=bfloat16")]
+    file = moving.prompts / "test" / "quality.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    assert len({first, *others, hashed()}) == 5

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from flowopd import conditioning as cache
-from flowopd.noise import seed_of
+from flowopd.configs import EvaluateConfig
 from flowopd.pipeline import open_run
-from flowopd.prompts import Prompt
 from flowopd.recipe import make_recipe
 from flowopd.sampling import SamplingConfig
 from flowopd.stages import distill as distillation
 from flowopd.stages import grpo
 from flowopd.stages.distill import distill
-from flowopd.stages.sample import draw
+from flowopd.stages.sample import draw_pictures, even_batch
 from flowopd.stages.teacher import train_teacher
 
 GRPO = {
@@ -90,31 +89,30 @@ def test_a_prompt_is_encoded_the_same_whatever_the_cache_held(world, tmp_path):
 
 @pytest.fixture(scope="module")
 def mini(world, tmp_path_factory):
-    """The shipped mini base, and a few prompts of it with their seeds."""
+    """The shipped mini base, and a few prompts of it."""
     tree = world.tree(base="package:mini/base", teachers={})
     session = open_run(make_recipe(tree), tmp_path_factory.mktemp("mini") / "out")
-    prompts = [prompt.text for label in ("composition", "quality") for prompt in session.prompts(label, "train")]
-    return session, prompts, [seed_of(0, text) for text in prompts]
+    return session, [prompt for label in ("composition", "quality") for prompt in session.prompts(label, "train")][:10]
 
 
 def pictures(mini, order, size, sampler="ode"):
     """Pictures of all prompts, drawn in this order and so many at a time, back in the order of the prompts."""
-    session, prompts, seeds = mini
-    encoded = cache.read(session.model, cache.distinct(prompts), session.out / "cache")
+    session, prompts = mini
+    encoded = cache.read(session.model, cache.distinct(prompt.text for prompt in prompts), session.out / "cache")
     sampling = SamplingConfig(steps=6, sampler=sampler)
-    drawn = draw(session, "base", [prompts[i] for i in order], [seeds[i] for i in order], sampling, encoded, size)
-    return drawn[np.argsort(order)]
+    config = EvaluateConfig(metrics={}, micro_batch=size, sampling=sampling)
+    return draw_pictures(session, "base", [prompts[i] for i in order], config, encoded)[np.argsort(order)]
 
 
 @pytest.fixture(scope="module")
 def drawn(mini):
-    session, prompts, _ = mini
-    session.encode(Prompt(text, "") for text in prompts)
+    session, prompts = mini
+    session.encode(prompts)
     return pictures(mini, range(len(prompts)), 4)
 
 
-@pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize("order", [range(11, -1, -1), [5, 0, 7, 2, 11, 4, 1, 10, 3, 8, 9, 6]])
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize("order", [range(9, -1, -1), [5, 0, 7, 2, 4, 1, 3, 8, 9, 6]])
 def test_pictures_are_the_same_bytes_in_any_order(mini, drawn, order, size):
     assert drawn.std() > 10
     assert np.array_equal(pictures(mini, list(order), size), pictures(mini, range(len(drawn)), size))
@@ -129,3 +127,10 @@ def test_pictures_are_within_a_grey_level_for_any_micro_batch(mini, drawn, size)
 def test_two_draws_with_an_sde_are_the_same_bytes(mini, drawn):
     once, again = (pictures(mini, range(len(drawn)), 4, "sde") for _ in range(2))
     assert np.array_equal(once, again) and not np.array_equal(once, drawn)
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "size"), [(34, 16, 12), (10, 4, 4), (3, 32, 3), (32, 32, 32), (0, 8, 8), (1, 1, 1)]
+)
+def test_micro_batches_are_alike_and_no_more_than_they_have_to_be(n, most, size):
+    assert even_batch(n, most) == size <= most and -(-n // size) == -(-n // most)

@@ -22,7 +22,7 @@ from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
 from flowopd.results import TEACHER
 from flowopd.session import Session
-from flowopd.stages.sample import FOLDERS, available_models, draw_pictures
+from flowopd.stages.sample import FOLDERS, available_models, draw_pictures, even_batch
 from flowopd.tracking import console
 
 RECORD = "drawing.json"
@@ -98,10 +98,11 @@ def draw_layout(
     wait()
     only_main(lambda: _begin(folder, places, record))
     conditioning = session.encode(prompts)
-    rows = own_rows(len(places.pictures), config.micro_batch)
-    starts = range(rows.start, rows.stop, config.micro_batch)
+    size = even_batch(len(places.pictures), config.micro_batch)
+    rows = own_rows(len(places.pictures), size)
+    starts = range(rows.start, rows.stop, size)
     for start in track(starts, "drawing", console=console, disable=not is_main()):
-        part = slice(start, min(start + config.micro_batch, rows.stop))
+        part = slice(start, min(start + size, rows.stop))
         lacking = [not (folder / path).exists() for path in places.pictures[part]]
         if any(lacking):
             pictures = draw_pictures(session, model, prompts, config, conditioning, part)
