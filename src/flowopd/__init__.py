@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowopd.adapters import Adapters
     from flowopd.dynamics import Cps, FlowSde, Ode
-    from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError, NumericsError
+    from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError, Interrupted, NumericsError
     from flowopd.gaussian import Gaussian
     from flowopd.models import open_model
     from flowopd.objectives import Anchor, FlowMatching, Grpo, ReverseKL, SampledLogRatio
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": ("Adapters",),
     "dynamics": ("Cps", "FlowSde", "Ode"),
-    "errors": ("CheckpointError", "ConfigError", "DataError", "FlowOpdError", "NumericsError"),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "FlowOpdError", "Interrupted", "NumericsError"),
     "gaussian": ("Gaussian",),
     "models": ("open_model",),
     "objectives": ("Anchor", "FlowMatching", "Grpo", "ReverseKL", "SampledLogRatio"),
@@ -74,6 +74,7 @@ __all__ = [
     "FlowSde",
     "Gaussian",
     "Grpo",
+    "Interrupted",
     "LabelRouter",
     "NumericsError",
     "Ode",

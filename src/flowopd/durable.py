@@ -40,7 +40,7 @@ def replace_bytes(path: Path, content: bytes, flush: bool = True) -> None:
     if it cannot be written.
     """
     with writing(path, len(content)):
-        make_folder(path.parent)
+        _make(path.parent)
         aside = _aside(path)
         try:
             _write(aside, content)
@@ -102,11 +102,8 @@ def flush_file(path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """The folder, with those above it. Raises CheckpointError if it cannot be made."""
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for place in new:
-            _flush(place.parent)
+        _make(folder)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -120,18 +117,23 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         return
     seal = json.dumps({name: sha256(content).hexdigest() for name, content in files.items()}, indent=1)
     with new_folder(folder, sum(map(len, files.values()))) as aside:
-        for name, content in {**files, SEAL: seal.encode()}.items():
-            _write(aside / name, content)
+        write_files(aside, {**files, SEAL: seal.encode()})
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """These files into a folder that `new_folder` gave, which makes them whole."""
+    for name, content in files.items():
+        _write(folder / name, content)
 
 
 @contextmanager
-def new_folder(folder: Path, size: int | None = None) -> Iterator[Path]:
+def new_folder(folder: Path, size: int | None = None, mend: str | None = None) -> Iterator[Path]:
     """Gives a folder to fill, with `size` bytes, which becomes `folder` in the end.
 
-    Raises CheckpointError if it cannot be written, or `folder` is there and not empty.
+    Raises CheckpointError if it cannot be written, or `folder` is there and not empty; `mend` is what it advises.
     """
-    with writing(folder, size):
-        make_folder(folder.parent)
+    with writing(folder, size, mend):
+        _make(folder.parent)
         aside = _aside(folder)
         aside.mkdir()
         try:
@@ -187,24 +189,26 @@ def is_made(folder: Path) -> bool:
 
 
 @contextmanager
-def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """What the system refuses inside becomes a CheckpointError about `path`, to which `size` bytes were to go."""
+def writing(path: Path, size: int | None = None, mend: str | None = None) -> Iterator[None]:
+    """What the system refuses inside becomes a CheckpointError about `path`, to which `size` bytes were to go.
+
+    It advises the mend, by default what fits the reason.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written: {_refusal(path, error, size)}") from error
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or " ".join(str(error).split())
+        needed = f", {size} bytes needed" if number in FULL and size is not None else ""
+        advice = mend or _mend(path, number)
+        raise CheckpointError(f"{path} cannot be written ({reason}{needed}); {advice}") from error
 
 
-def _refusal(path: Path, error: Exception, size: int | None) -> str:
-    """The reason and the mend."""
-    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
-    again = "then run the same command again; what was kept before is whole"
-    if number in FULL:
-        needed = f" ({size} bytes needed)" if size is not None else ""
-        return f"{reason}{needed}; make room, {again}"
+def _mend(path: Path, number: int | None) -> str:
+    """What to do about an error of this number."""
     if number in FORBIDDEN:
-        return f"{reason}; make {path.parent} writable, or choose another folder"
-    return f"{reason}; mend that, {again}"
+        return f"make {path.parent} writable, or choose another folder"
+    first = "make room" if number in FULL else "mend that"
+    return f"{first}, then run the same command again; what was kept before is whole"
 
 
 def _refuse_other(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -215,6 +219,13 @@ def _refuse_other(folder: Path, files: Mapping[str, bytes]) -> None:
         raise CheckpointError(
             f"{other[0]} is there and differs from what is made now; move or delete {folder} to go on"
         )
+
+
+def _make(folder: Path) -> None:
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        _flush(place.parent)
 
 
 def _aside(path: Path) -> Path:

@@ -12,19 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from flowopd.errors import Interrupted
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """What a terminal (Ctrl-C) and a scheduler send to have a program end."""
-
-
-class Interrupted(BaseException):
-    """A signal ended the program. No Exception, so that whoever handles errors lets it pass.
-
-    `code` is what the program exits with: 128 and the signal's number.
-    """
-
-    def __init__(self, number: int, what: str) -> None:
-        super().__init__(f"{what} by {signal.Signals(number).name}; run the same command again to go on")
-        self.number, self.code = number, 128 + number
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowopd.checkpoint import BestConfig, Checkpoints, Log
-from flowopd.errors import CheckpointError, ConfigError, FlowOpdError, NumericsError
+from flowopd.errors import CheckpointError, ConfigError, FlowOpdError, Interrupted, NumericsError
 from flowopd.identity import HARMLESS
 from flowopd.processes import everywhere, is_main, sum_gradients, wait
-from flowopd.signals import Interrupted, listening
+from flowopd.signals import listening
 from flowopd.tracking import Tracker
 
 Update = Callable[[int], Mapping[str, Tensor]]
@@ -76,8 +76,8 @@ class Trainer:
         """Make all updates that are left, and leave the averaged weights in the parameters.
 
         SIGINT and SIGTERM are heard after an update, which is kept: all processes then raise Interrupted. What stops an
-        update is raised again, once the updates before it are kept. Raises CheckpointError if no checkpoint is whole, or
-        the one there is belongs to another run.
+        update is raised again, once the updates before it are kept. Raises CheckpointError if no checkpoint is whole,
+        or the one there is belongs to another run.
         """
         with tracker, listening() as heard:
             start, metrics = self._resume(tracker, checkpoints), dict[str, float]()

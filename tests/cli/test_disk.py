@@ -125,7 +125,7 @@ def test_a_real_read_only_disk_is_one_line(flowopd, recipe, disk):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     outcome = flowopd("run", recipe, "--out", disk / "out")
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
-    assert f"{disk / 'out'} cannot be written: Read-only file system; make {disk} writable" in outcome.err
+    assert f"{disk / 'out'} cannot be written (Read-only file system); make {disk} writable" in outcome.err
 
 
 def test_an_evaluation_that_finds_no_room_keeps_the_one_before(flowopd, done, monkeypatch):

@@ -29,6 +29,7 @@ NAMES = [
     "Gaussian",
     "Grpo",
     "LabelRouter",
+    "Interrupted",
     "NumericsError",
     "Ode",
     "Prompt",

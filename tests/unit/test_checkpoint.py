@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(two, monkeypatch):
     before = steps(two)
     with monkeypatch.context() as patch:
         patch.setattr(durable, "_all", full)
-        with pytest.raises(CheckpointError, match=r"step-3 cannot be written: No space .*bytes needed\); make room"):
+        with pytest.raises(CheckpointError, match=r"step-3 cannot be written .No space .*bytes needed\); make room"):
             two.save(3, state(3))
     assert steps(two) == before and same(two.latest(), 2)
 
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(two, monkeypatch):
 def test_a_small_disk_that_is_full_leaves_the_checkpoints_before(small_disk):
     checkpoints = Checkpoints(small_disk / "distill", IDENTITY)
     checkpoints.save(1, state(1))
-    with pytest.raises(CheckpointError, match="step-2 cannot be written: No space left on device"):
+    with pytest.raises(CheckpointError, match=r"step-2 cannot be written .No space left on device"):
         checkpoints.save(2, {"weight": torch.zeros(2**19)})
     assert steps(checkpoints) == ["step-1"] and same(checkpoints.latest(), 1)
 

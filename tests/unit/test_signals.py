@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from flowopd.signals import Interrupted, ending_at_once, listening
+from flowopd.errors import Interrupted
+from flowopd.signals import ending_at_once, listening
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 

@@ -11,8 +11,8 @@ import sys
 import typer
 
 from flowopd.cli import checking, mini, models, serving, studio, training
-from flowopd.errors import FlowOpdError
-from flowopd.signals import Interrupted, ending_at_once, is_first
+from flowopd.errors import FlowOpdError, Interrupted
+from flowopd.signals import ending_at_once, is_first
 
 app = typer.Typer(
     help="On-policy distillation for flow-matching text-to-image models: several experts in, one model out.",
