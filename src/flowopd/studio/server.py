@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, Interrupted
 from flowopd.studio.app import create_app
 from flowopd.studio.guard import is_loopback, own_names
 
@@ -38,7 +38,7 @@ def serve(
     if opened:
         webbrowser.open(address)
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")
-    with listener, suppress(KeyboardInterrupt):
+    with listener, suppress(KeyboardInterrupt, Interrupted):
         uvicorn.Server(config).run(sockets=[listener])
 
 

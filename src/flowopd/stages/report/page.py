@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from flowopd.hub import PACKAGE
 from flowopd.durable import replace_text
+from flowopd.hub import PACKAGE
 from flowopd.results import AVERAGE, BASE, STUDENT, TEACHER, Results
 from flowopd.stages.report import figures
 from flowopd.stages.report.contents import Run, read_run
