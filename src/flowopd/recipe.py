@@ -26,6 +26,7 @@ from flowopd.configs import (
 from flowopd.errors import ConfigError
 from flowopd.hub import located
 from flowopd.identity import lasting
+from flowopd.monitors.limits import MonitorConfig
 from flowopd.rewards.base import JudgeConfig
 
 Part = TypeVar("Part", bound=BaseModel)
@@ -54,6 +55,7 @@ class Recipe(Strict):
     grpo_mix: MixConfig | None = None
     distill: DistillConfig | None = None
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
+    monitor: MonitorConfig | None = Field(None, description="watch what is trained without a reward; none is off")
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     watch: WatchConfig = WatchConfig()

@@ -51,6 +51,8 @@ RUNNING = (
     "checkpoint",
     "tracking",
     "train",
+    "nonfinite",
+    "monitors",
     "configs",
     "recipe",
     "suite",
