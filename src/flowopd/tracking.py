@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ from flowopd.errors import DataError
 from flowopd.processes import is_main
 
 console = Console(stderr=True)
+
+
+def warn(line: str) -> None:
+    """One line on standard error, above the bar; of several processes the main one speaks."""
+    if is_main():
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Tracker:
@@ -93,7 +100,8 @@ class Tracker:
         return self._rows
 
     def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Write the row of `step`; `note` stands beside the bar."""
+        """Write the row of `step`; `note` stands beside the bar. A value that is not finite is left out."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         row = {
             "stage": self.stage,
             "step": step,

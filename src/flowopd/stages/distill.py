@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
-from flowopd.conditioning import Conditioning
 from flowopd.configs import DistillConfig, QueryConfig
 from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
+from flowopd.nonfinite import Plain, View
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
@@ -25,6 +25,8 @@ from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
 from flowopd.routing import LabelRouter
 from flowopd.sampling import Batch
 from flowopd.session import BASE, Session
+from flowopd.stages.guard import Guard
+from flowopd.stages.monitor import Trained
 from flowopd.step import ESTIMATORS, Distillation, distill_step, mean_gaps
 from flowopd.tracking import Tracker
 from flowopd.train import Trainer
@@ -45,11 +47,17 @@ def distill(session: Session) -> Path:
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
-    conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
+    every = [prompt for group in prompts.values() for prompt in group]
+    conditioning = session.encode(every)
     session.create(STUDENT, config.adapter, _cold_start(session))
-    trainer = Trainer(session.adapters.parameters(STUDENT), config.optim)
-    session.adapters.check_trainable(trainer.parameters, STUDENT)
-    update = _Update(session, _distillation(session, teachers, conditioning), router, prompts, conditioning)
+
+    def made(view: View, micro_batch: int) -> _Update:
+        return _Update(session, _distillation(session, teachers, view), router, prompts, view, micro_batch)
+
+    trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
+    watch = Guard(session, trained, repeat=lambda view: made(view, 1))
+    trainer = Trainer(session.adapters.parameters(STUDENT), config.optim, watch)
+    update = made(Plain(conditioning), config.micro_batch)
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     with session.adapters.using(STUDENT):
         trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
@@ -57,6 +65,7 @@ def distill(session: Session) -> Path:
     folder = session.out / STUDENT
     files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
     only_main(lambda: write_folder(folder, files))
+    session.adapters.remove(STUDENT)
     return folder
 
 
@@ -72,12 +81,13 @@ class _Update:
         distillation: Distillation,
         router: LabelRouter,
         prompts: Mapping[str, Sequence[Prompt]],
-        conditioning: Conditioning,
+        view: View,
+        micro_batch: int,
     ) -> None:
         self.config, self.seed = _config(session), session.recipe.seed
         self.shape = session.latent_shape()
         self.distillation, self.router = distillation, router
-        self.prompts, self.conditioning = prompts, conditioning
+        self.prompts, self.conditioning, self.micro_batch = prompts, view.conditioning, micro_batch
         self.query = query_rule(self.config.query)
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -91,7 +101,7 @@ class _Update:
             len(self.distillation.grid) - 1,
             torch.Generator().manual_seed(seed_of(self.seed, "queries", step)),
         )
-        size = self.config.micro_batch
+        size = self.micro_batch
         gaps = [
             distill_step(self.distillation, part, route, queries, self.shape, share=len(part) / len(chosen))
             for part, route in zip(batch.split(size), routes.split(size), strict=True)
@@ -124,7 +134,7 @@ def _config(session: Session) -> DistillConfig:
     return config
 
 
-def _distillation(session: Session, teachers: Sequence[str], conditioning: Conditioning) -> Distillation:
+def _distillation(session: Session, teachers: Sequence[str], view: View) -> Distillation:
     config = _config(session)
     sampling, anchor = config.sampling, config.anchor
     grid, dynamics = session.model.grid(sampling.steps), sampling.dynamics()
@@ -134,10 +144,11 @@ def _distillation(session: Session, teachers: Sequence[str], conditioning: Condi
         """One field for one name and guidance, so that a teacher that is the anchor too is known as one."""
         if own is None:
             return frozen(name, session.guidance(name, sampling.guidance))
-        return session.field(name, own, conditioning)
+        role = "teacher" if name in teachers else "anchor"
+        return view.field(f"{role} {name}", session.field(name, own, view.conditioning))
 
     return Distillation(
-        student=session.field(STUDENT, sampling.guidance, conditioning),
+        student=view.field("the student", session.field(STUDENT, sampling.guidance, view.conditioning)),
         teachers=[frozen(name) for name in teachers],
         anchor_field=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
         anchor=Anchor(weight=anchor.weight if anchor else 0.0),
