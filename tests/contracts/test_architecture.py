@@ -33,6 +33,7 @@ RUNNING = (
     "processes",
     "sampling",
     "step",
+    "schedules",
     "checkpoint",
     "tracking",
     "train",
