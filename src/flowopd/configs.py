@@ -161,9 +161,7 @@ class DistillConfig(Strict):
     def _rollouts_are_whole(self) -> DistillConfig:
         n, between = self.updates_per_rollout, self.optim.checkpoint_every
         if n > 1 and self.loss != "closed_form":
-            raise ValueError(
-                f"{n} updates_per_rollout need loss closed_form; {self.loss} holds for new states only"
-            )
+            raise ValueError(f"{n} updates_per_rollout need loss closed_form; {self.loss} holds for new states only")
         if n > 1 and between % n:
             raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
         return self

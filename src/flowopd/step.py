@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from flowopd.dynamics import Dynamics
+from flowopd.gaussian import widen
 from flowopd.objectives import Anchor, ReverseKL, SampledLogRatio, squared_gap
 from flowopd.routing import mix
 from flowopd.shapes import Grid, PerStep, Routes
 from flowopd.types import Condition, Step
-from flowopd.velocity import VelocityField
+from flowopd.velocity import VelocityField, ask
 
 Estimator = Callable[[Step, Dynamics, Tensor, Tensor], Tensor]
 """(step, its dynamics, target velocity (B, *shape), weight w) -> loss (B,): its expected gradient in the student, at
@@ -86,7 +87,7 @@ class Frozen:
     """The frozen fields of a batch, each with the samples that need it; asked at one state after another.
 
     A field is asked once: a teacher for the samples that are routed to it, the anchor for all of them. So an anchor
-    that is a sample's own teacher costs nothing. Hard routes take one slot of velocities, whatever the number of
+    that is a sample's own teacher costs nothing. Adapters of one base pass in one forward, each with its own rows. Hard routes take one slot of velocities, whatever the number of
     teachers, soft ones as many as a sample has teachers: `weights` (B, slots) are theirs.
     """
 
@@ -99,8 +100,8 @@ class Frozen:
         held_to = velocities = None
         if self.weights is not None:
             velocities = torch.zeros(self.weights.shape[1], *x.shape, device=x.device)
-        for asked in self.asked:
-            v = asked.field(x[asked.rows], t, asked.cond).float()
+        answers = ask([(asked.field, x[asked.rows], asked.cond) for asked in self.asked], t)
+        for asked, v in zip(self.asked, map(widen, answers), strict=True):
             if velocities is not None:
                 velocities[asked.slots, asked.taught] = v[asked.answers]
             if asked.is_anchor:

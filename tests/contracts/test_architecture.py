@@ -28,7 +28,19 @@ MATHS = (
     "routing",
     "objectives",
 )
-PARTS = ("hub", "models", "lora_file", "merge", "adapters", "formats", "conditioning", "prompts", "mini", "rewards")
+PARTS = (
+    "hub",
+    "models",
+    "lora_file",
+    "merge",
+    "joint",
+    "adapters",
+    "formats",
+    "conditioning",
+    "prompts",
+    "mini",
+    "rewards",
+)
 RUNNING = (
     "processes",
     "sampling",

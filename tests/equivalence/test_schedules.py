@@ -18,7 +18,7 @@ from flowopd.schedules import fused, relearnt, replay, walked
 from flowopd.stages.bench.naive import naive
 from flowopd.step import ESTIMATORS, Distillation
 from flowopd.types import Condition
-from flowopd.velocity import guided
+from flowopd.velocity import ask, guided
 
 B, STEPS, SHAPE = 3, 4, (4, 8, 8)
 GRID = sigma_grid(STEPS)
@@ -52,9 +52,7 @@ def transformer():
 
 def with_effect(lora, seed):
     draw = torch.Generator().manual_seed(seed)
-    changed = {
-        name: Factors(f.a, torch.randn(f.b.shape, generator=draw), f.scale) for name, f in lora.modules.items()
-    }
+    changed = {name: Factors(f.a, torch.randn(f.b.shape, generator=draw), f.scale) for name, f in lora.modules.items()}
     return LoraFile(lora.config, changed)
 
 
@@ -192,6 +190,49 @@ def test_replay_after_the_same_policy_is_the_fused_gradient_bit_for_bit():
     assert torch.equal(trial.gradient(), expected)
 
 
+def forwards_of(transformer, act):
+    """What `act` returns, and how many rows each forward of the transformer had meanwhile."""
+    rows = []
+    hook = transformer.register_forward_hook(
+        lambda _m, _a, named, _o: rows.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    found = act()
+    hook.remove()
+    return found, rows
+
+
+def several(trial):
+    """Adapters and the bare base, guided or not, each with rows of its own."""
+    null, cond = trial.batch.cond.rows([0]), trial.batch.cond
+    field = {name: trial.adapters.field(name, Sd3Field) for name in ("one", "two", None)}
+    x = torch.randn(B, *SHAPE, generator=torch.Generator().manual_seed(5))
+    return [
+        (field["one"], x[:1], cond.rows([0])),
+        (guided(field["two"], 3.0, null), x[1:], cond.rows([1, 2])),
+        (guided(field[None], 2.0, null), x, cond),
+    ]
+
+
+def test_several_adapters_in_one_forward_say_what_each_says_alone():
+    trial, t = Trial(), torch.tensor(0.6)
+    with torch.no_grad():
+        alone = [field(x, t, cond) for field, x, cond in several(trial)]
+        together, rows = forwards_of(trial.adapters.transformer, lambda: ask(several(trial), t))
+    assert rows == [1 + 2 * 2 + 2 * B]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    again = [field(x, t, cond) for field, x, cond in several(trial)]
+    for one, other in zip(again, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_compiled_base_is_asked_for_one_adapter_at_a_time():
+    base = transformer()
+    base.transformer_blocks[0].compile()
+    assert Adapters(base).field(None, Sd3Field).kind is None
+    assert Adapters(transformer()).field(None, Sd3Field).kind is not None
+
+
 SYNCHRONISING = ("cpu", "item", "tolist", "__float__", "__int__", "__bool__", "nonzero")
 """What makes the host wait for a device."""
 
@@ -201,9 +242,7 @@ def waits(schedule, steps, monkeypatch):
     grid, count = sigma_grid(steps), []
     trial = Trial()
     d = trial.distillation
-    trial.distillation = replace(
-        d, grid=grid, dynamics=[Ode()] * steps, weights=step_weights("velocity", Ode(), grid)
-    )
+    trial.distillation = replace(d, grid=grid, dynamics=[Ode()] * steps, weights=step_weights("velocity", Ode(), grid))
     with monkeypatch.context() as patch:
         for name in SYNCHRONISING:
             own = getattr(torch.Tensor, name)
