@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ class RowAdapters:
     @contextmanager
     def using(self, names: Sequence[str | None], sizes: Sequence[int]) -> Iterator[None]:
         """The first `sizes[0]` rows of forwards inside run with `names[0]` (None: the bare base), and so on."""
-        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        rows = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        rows = [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
         self._parts = [(name, part) for name, part in zip(names, rows, strict=True) if name is not None]
         try:
             with torch.no_grad():

@@ -87,8 +87,9 @@ class Frozen:
     """The frozen fields of a batch, each with the samples that need it; asked at one state after another.
 
     A field is asked once: a teacher for the samples that are routed to it, the anchor for all of them. So an anchor
-    that is a sample's own teacher costs nothing. Adapters of one base pass in one forward, each with its own rows. Hard routes take one slot of velocities, whatever the number of
-    teachers, soft ones as many as a sample has teachers: `weights` (B, slots) are theirs.
+    that is a sample's own teacher costs nothing. Adapters of one base pass in one forward, each with its own rows.
+    Hard routes take one slot of velocities, whatever the number of teachers, soft ones as many as a sample has
+    teachers: `weights` (B, slots) are theirs.
     """
 
     weights: Routes | None

@@ -76,7 +76,7 @@ class Trainer:
             tracker.rewind(start)
             for step in range(start, self.config.updates):
                 try:
-                    metrics = {**update(step), "grad_norm": self._step(step)}
+                    metrics = {**update(step), "grad_norm": self.step(step)}
                 except FlowOpdError:
                     if step > start and is_main():
                         checkpoints.save(step, self._state())
@@ -87,7 +87,8 @@ class Trainer:
                     checkpoints.save(step + 1, self._state())
         self.average.copy_to(self.parameters)
 
-    def _step(self, step: int) -> Tensor:
+    def step(self, step: int) -> Tensor:
+        """Step `step` on the gradients that are there, which it clears; returns their norm before clipping."""
         sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):

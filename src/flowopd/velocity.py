@@ -42,7 +42,7 @@ class Joinable(VelocityField, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a field is asked: the states and conditions that its plain field is given, and what is made of the answer."""
+    """What a field asks of its plain one: states and conditions, and what is made of the answer."""
 
     field: VelocityField
     x: Tensor

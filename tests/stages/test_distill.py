@@ -36,13 +36,13 @@ def bytes_of(folder):
 
 def gradients_of(session, patch):
     """The gradients of every update, before anything is made of them."""
-    seen, step = [], Trainer._step
+    seen, step = [], Trainer.step
 
     def looking(self, i):
         seen.append([parameter.grad.clone() for parameter in self.parameters])
         return step(self, i)
 
-    patch.setattr(Trainer, "_step", looking)
+    patch.setattr(Trainer, "step", looking)
     distill(session)
     patch.undo()
     return seen
