@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flowopd.stages.bench.curves import scan
 from flowopd.stages.bench.measure import bench
 from flowopd.stages.bench.page import write_page
-from flowopd.stages.bench.scan import scan
 from flowopd.stages.bench.settings import BenchConfig
 from flowopd.stages.bench.shown import curve, described, profiled
 

@@ -111,13 +111,11 @@ def _row(entry: _Entry, times: Sequence[Timed], rate: float) -> dict[str, Any]:
 
 
 def _ratios(times: Sequence[Sequence[Timed]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How many times as long the other schedule takes, pair by pair, and how many times as many passes it makes."""
+    """How many times as long the other schedule takes, pair by pair, and how many times the passes it makes."""
     pairs = [other.seconds / own.seconds for own, other in zip(*times, strict=True)]
     passes = [sum(row["forwards"].values()) + row["backwards"] for row in rows]
-    forwards = [sum(row["forwards"].values()) for row in rows]
     return {
         "ratio": spread(pairs)[0],
         "ratios": pairs,
-        "forwards_ratio": forwards[1] / forwards[0],
         "passes_ratio": passes[1] / passes[0],
     }

@@ -21,7 +21,7 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: the most that an update had, what each teacher added while it was loaded, and an adapter's own size."""
+    """Bytes: the most that an update had, what a further teacher adds while it is loaded, and an adapter's own size."""
 
     peak: int
     teacher: int
@@ -37,12 +37,13 @@ def memory_of(config: BenchConfig) -> Memory:
 def _measured(config: BenchConfig) -> Memory:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     subject = untaught(config, bare_model(config))
+    first = with_teachers(subject, 1) if config.teachers > 1 else subject
     before = _held(subject.model.device)
-    taught = with_teachers(subject, config.teachers)
+    taught = with_teachers(first, config.teachers)
     added = _held(subject.model.device) - before
     update_of(taught, config, new_ledger(taught))(0)
     adapter = taught.adapters.nbytes(taught.teachers[0])
-    return Memory(_peak(subject.model.device), added // config.teachers, adapter)
+    return Memory(_peak(subject.model.device), added // (config.teachers - len(first.teachers)), adapter)
 
 
 def _held(device: torch.device) -> int:
@@ -52,7 +53,7 @@ def _held(device: torch.device) -> int:
 
 
 def _peak(device: torch.device) -> int:
-    """The most that this process has held; on Linux a child's `ru_maxrss` begins with its parent's, `VmHWM` does not."""
+    """The most that this process has held. On Linux `ru_maxrss` begins with the parent's, `VmHWM` does not."""
     if device.type != "cpu":
         return int(torch.accelerator.max_memory_allocated(device))
     if STATUS.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 
 from flowopd.errors import DataError
 from flowopd.stages.bench.counting import ROLES
@@ -36,22 +37,23 @@ AGAINST = """## Against the field's schedule
 COUNTS = """## Forwards and backwards
 
 For each sample and step of the grid; rows count a guided sample twice. A rollout ends with its last queried step.
+The ratio is that of all passes.
 
-| measurement | schedule | student | teacher | anchor | backward | rows forward | ratio of forwards |
+| measurement | schedule | student | teacher | anchor | backward | rows forward | ratio of passes |
 |---|---|---:|---:|---:|---:|---:|---:|
 """
 
 FLOOR = """## What the time is
 
 The floor is the work of the needed forwards and backwards at the machine's measured rate of matrix products; the ratio
-says how far above it an update is. Outside the model is all that is neither a forward nor a backward of the transformer:
-sampling, noise, guidance, the loss, the optimiser.
+says how far above it an update is. Outside the model is all that is neither a forward nor a backward of the
+transformer: sampling, noise, guidance, the loss, the optimiser.
 
 | measurement | work, GFLOP | rate, GFLOP/s | floor, s | measured, s | ratio | outside the model | peak memory, MiB |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 
-SCAN = """| {name} | seconds | least to greatest | ms a sample and step | work, GFLOP | attention's share | ms a GFLOP | peak, MiB |
+SCAN = """| {name} | seconds | least to greatest | ms a sample, step | GFLOP | attention | ms a GFLOP | peak, MiB |
 |---:|---:|---|---:|---:|---:|---:|---:|
 """
 
@@ -128,7 +130,7 @@ def _against(name: str, each: Found) -> list[str]:
 def _counts(name: str, each: Found) -> str:
     lines = [_passes(name, each, 1.0)]
     if "compare" in each:
-        lines.append(_passes("", each["compare"], each["compare"]["forwards_ratio"]))
+        lines.append(_passes("", each["compare"], each["compare"]["passes_ratio"]))
     return "".join(lines)
 
 
@@ -195,9 +197,7 @@ def _others(found: Found) -> str:
 
 
 def _plot(each: Found, file: Path) -> None:
-    """Seconds over the setting, with the line through the origin's side of the first point that work alone would take."""
-    import matplotlib.pyplot as plt
-
+    """Seconds over the setting, beside what they would be in proportion to the work, from the last point."""
     points = each["points"]
     values = [point["value"] for point in points]
     seconds = [point["seconds_per_update"] for point in points]
@@ -205,7 +205,7 @@ def _plot(each: Found, file: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "flowopd", "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
         axes.plot(values, seconds, "o-", label="measured")
-        axes.plot(values, [seconds[-1] * each / work[-1] for each in work], "--", label="in proportion to the work")
+        axes.plot(values, [seconds[-1] * done / work[-1] for done in work], "--", label="in proportion to the work")
         axes.set(xlabel=each["scan"], ylabel="seconds an update", xlim=(0, None), ylim=(0, None))
         axes.legend()
         figure.savefig(file, metadata={"Date": None})

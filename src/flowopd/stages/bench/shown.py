@@ -40,7 +40,7 @@ def _compared(other: Mapping[str, Any]) -> list[str]:
         f"against {other['schedule']:<12}{other['seconds_per_update']:.3f} s, query {other['query']}, student guided "
         f"by {other['student_guidance']:g}",
         f"  takes             {other['ratio']:.2f} times as long (pair by pair {ratios}), with "
-        f"{other['forwards_ratio']:.2f} times the forwards",
+        f"{other['passes_ratio']:.2f} times the forwards and backwards",
     ]
 
 

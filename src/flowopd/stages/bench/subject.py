@@ -69,10 +69,10 @@ def untaught(config: BenchConfig, model: Model) -> Subject:
 
 
 def with_teachers(subject: Subject, count: int) -> Subject:
-    """With so many random adapters, shaped as the student's."""
+    """With so many random adapters in all, shaped as the student's."""
     like = subject.adapters.lora(STUDENT)
     names = tuple(f"teacher-{k}" for k in range(count))
-    for k, name in enumerate(names):
+    for k, name in list(enumerate(names))[len(subject.teachers) :]:
         draw = torch.Generator().manual_seed(k)
         modules = {
             key: Factors(f.a, EFFECT * torch.randn(f.b.shape, generator=draw), f.scale)
