@@ -195,6 +195,7 @@ def test_the_page_that_ships_is_made_of_the_files_beside_it(tmp_path):
         ({"schedule": "fussed"}, "bench: schedule: .*'fused', 'replay' or 'naive', got 'fussed'"),
         ({"batch": 0}, "bench: batch"),
         ({"guidance": -1.0}, "bench: guidance"),
+        ({"device": "abacus"}, "bench: device: .*there is no such device here, got 'abacus'"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(changes, said):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from flowopd.errors import ConfigError
+
 
 def bench(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of the base; none is the preset's.")] = None,
@@ -54,6 +56,8 @@ def bench(
         **{"guidance": guidance, "student_guidance": student_guidance, "anchor": anchor, "schedule": schedule},
         **{"patches": patches, "rank": rank, "repeats": repeats, "threads": threads, "device": device, "dtype": dtype},
     }
+    if scan and vs:
+        raise ConfigError("--scan measures one schedule; leave --vs out, or give --schedule")
     config = validated(stage.BenchConfig, tree, where="bench")
     if profile:
         table = stage.profiled(config)

@@ -63,7 +63,7 @@ class _Update:
     """One update: prompts of every label together, a function of the seed and the step alone.
 
     Of several processes each takes its own rows of the batch. Where a rollout serves several updates, the first of them
-    learns while the student walks and leaves the walk to the others.
+    learns while the student walks and leaves the walk to the others. A run that goes on between them walks anew.
     """
 
     def __init__(
@@ -85,16 +85,18 @@ class _Update:
         chosen = [prompt for label in self.prompts for prompt in self._choose(label, rollout)]
         labels = [prompt.label for prompt in chosen]
         rows = own_rows(len(chosen))
-        gaps = self._learn_again(step, len(chosen)) if step > rollout else self._learn(step, chosen, rows)
+        left = rollout + self.config.updates_per_rollout - step
+        again = step > rollout and self.walks
+        gaps = self._learn_again(step, len(chosen)) if again else self._learn(step, chosen, rows, left)
         own = torch.cat(gaps, 2) if gaps else torch.empty(2, len(self.distillation.grid) - 1, 0)
         return _metrics(whole(own, rows, len(chosen), dim=2), labels)
 
-    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice) -> list[Tensor]:
-        """The gradient on a new rollout of these rows; the gaps of each micro-batch."""
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
+        """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
         routes, size = self.router([prompt.label for prompt in chosen])[rows], self.config.micro_batch
-        queries, *later = (drawn(self.config, self.seed, step + i) for i in range(self.config.updates_per_rollout))
+        queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
         again = {i for queries in later for i in queries.indices}
         self.walks, gaps = [], []
         for part, route in zip(batch.split(size), routes.split(size), strict=True):

@@ -31,11 +31,11 @@ class _Entry:
 def bench(config: BenchConfig, against: str | None = None) -> dict[str, Any]:
     """The measurement as plain values; `against` is another schedule that takes turns with it.
 
-    Raises CheckpointError if there is no such model.
+    Raises CheckpointError if there is no such model, ConfigError if there is no such schedule.
     """
+    configs = [config] if against is None else [config, config.against(against)]
     torch.set_num_threads(config.threads or torch.get_num_threads())
     subject = with_teachers(untaught(config, bare_model(config)), config.teachers)
-    configs = [config] if against is None else [config, config.against(against)]
     entries = [_entered(subject, each) for each in configs]
     rate = matmul_rate(subject.model.device, subject.model.dtype)
     times = interleaved([(entry.update, entry.ledger) for entry in entries], config.repeats)

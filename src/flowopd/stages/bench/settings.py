@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from pydantic import Field, field_validator, model_validator
 
 from flowopd.configs import Strict
+from flowopd.errors import ConfigError
 from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
 
-PRESETS = ("mini", "small")
-"""Models by name: the mini world's base, and a random Stable Diffusion 3 of 55 M parameters."""
-
+Schedules = Literal["fused", "replay", "naive"]
+SCHEDULES = get_args(Schedules)
 QUERIES = {"all": AllSteps, "beta": BetaStep}
 
 
 class BenchConfig(Strict):
-    """One update of distillation, and how it is measured; `model` goes before `preset`.
+    """One update of distillation, and how it is measured.
 
+    The preset is the mini world's base, or a random Stable Diffusion 3 of 55 M parameters; a `model` goes before it.
     `patches` is the number of patches along a side of the latents, the model's own where there is none.
     """
 
@@ -30,7 +32,7 @@ class BenchConfig(Strict):
     guidance: float = Field(4.5, ge=0)
     student_guidance: float | None = Field(None, ge=0, description="none is the teachers'")
     anchor: bool = True
-    schedule: Literal["fused", "replay", "naive"] = "fused"
+    schedule: Schedules = "fused"
     patches: int | None = Field(None, ge=1)
     rank: int = Field(32, ge=1)
     repeats: int = Field(5, ge=1)
@@ -44,6 +46,15 @@ class BenchConfig(Strict):
         if query not in QUERIES and not (query.isdecimal() and int(query) > 0):
             raise ValueError(f"a query is {', '.join(QUERIES)}, or a number of steps")
         return query
+
+    @field_validator("device")
+    @classmethod
+    def _there(cls, device: str) -> str:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            raise ValueError("there is no such device here") from None
+        return device
 
     @model_validator(mode="after")
     def _fits(self) -> BenchConfig:
@@ -62,9 +73,11 @@ class BenchConfig(Strict):
         return self.guidance if self.student_guidance is None else self.student_guidance
 
     def against(self, schedule: str) -> BenchConfig:
-        """The same by another schedule.
+        """The same by another schedule; ConfigError if there is none of that name.
 
         `naive` is the field's: every step is trained, and the student is guided as its teachers are.
         """
+        if schedule not in SCHEDULES:
+            raise ConfigError(f"--vs {schedule!r} is no schedule; it is {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}")
         reference = {"query": "all", "student_guidance": None} if schedule == "naive" else {}
         return self.model_validate({**self.model_dump(), **reference, "schedule": schedule})

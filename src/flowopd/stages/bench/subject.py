@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowopd.adapters import Adapters
 from flowopd.dynamics import FlowSde
+from flowopd.errors import ConfigError
 from flowopd.lora_file import Factors, LoraFile
 from flowopd.models import Model, open_model
 from flowopd.models.random_sd3 import RandomSd3
@@ -133,10 +134,11 @@ def _shape(model: Model, config: BenchConfig) -> tuple[int, int, int]:
     channels, *own = model.latent_shape()
     if config.patches is None:
         return channels, own[0], own[1]
-    side = config.patches * patch_size(model)
+    settings = model.transformer.config
+    if config.patches > settings.pos_embed_max_size:
+        raise ConfigError(
+            f"{config.patches} patches along a side are more than the model has places for; "
+            f"give at most {settings.pos_embed_max_size}"
+        )
+    side = config.patches * settings.patch_size
     return channels, side, side
-
-
-def patch_size(model: Model) -> int:
-    """Side of a patch in latents."""
-    return int(model.transformer.config.patch_size)
