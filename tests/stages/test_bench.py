@@ -132,6 +132,14 @@ def test_memory_is_measured_in_a_process_of_its_own(config):
     assert memory.adapter <= memory.teacher < 20 * memory.adapter
 
 
+def test_the_small_preset_needs_no_files():
+    config = BenchConfig(preset="small", batch=1, steps=1, teachers=1, rank=1, patches=2, query="1")
+    subject = untaught(config, bare_model(config))
+    assert 4.5e7 < sum(p.numel() for p in subject.model.transformer.parameters()) < 6e7
+    assert subject.shape == (16, 4, 4) and subject.model.latent_shape() == (16, 16, 16)
+    assert len(subject.batch) == len(subject.null) == 1
+
+
 def test_the_rate_of_products_is_positive():
     assert matmul_rate(torch.device("cpu"), torch.float32) > 1e8
 

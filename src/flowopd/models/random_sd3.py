@@ -14,6 +14,7 @@ from flowopd.models.sd3 import Sd3
 from flowopd.models.source import Source
 from flowopd.schedule import sigma_grid
 from flowopd.shapes import Grid
+from flowopd.types import Condition
 
 SMALL: Mapping[str, Any] = {
     "sample_size": 16,
@@ -54,14 +55,17 @@ class RandomSd3(Sd3):
             transformer = SD3Transformer2DModel(**self._config)
         return self._made_ready(transformer.to(self.dtype))
 
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of that size in pixels; None is the size of the config."""
+        own = PIXELS * self._config["sample_size"]
+        return self._config["in_channels"], (height or own) // PIXELS, (width or own) // PIXELS
+
     def grid(self, steps: int) -> Grid:
         """As the published models sample."""
         return sigma_grid(steps, SHIFT)
 
-    @property
-    def _text_tokens(self) -> int:
-        return TEXT_TOKENS
-
-    @cached_property
-    def _pixels(self) -> int:
-        return PIXELS
+    def blank(self, rows: int) -> Condition:
+        """A condition of so many rows on the meta device, of TEXT_TOKENS tokens."""
+        embeds = torch.empty(rows, TEXT_TOKENS, self._config["joint_attention_dim"], device="meta")
+        pooled = torch.empty(rows, self._config["pooled_projection_dim"], device="meta")
+        return Condition({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
