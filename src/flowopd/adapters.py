@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from flowopd.errors import CheckpointError, ConfigError
+from flowopd.joint import RowAdapters
 from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora
 from flowopd.merge import truncated
 from flowopd.types import Condition
@@ -48,6 +49,8 @@ class Adapters:
         self._trainable: dict[str, bool] = {}
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._selection: list[str] = []  # one list, held by every LoRA layer: the active adapter, or none
+        self._rows = RowAdapters()
+        self.joins = all(module._compiled_call_impl is None for module in transformer.modules())
         self._checkpointing = [m for m in transformer.modules() if hasattr(m, "gradient_checkpointing")]
         transformer.register_forward_pre_hook(self._keep_adapter_in_recompute)
 
@@ -122,7 +125,15 @@ class Adapters:
     def field(self, name: str | None, make_field: Callable[[Any], VelocityField]) -> VelocityField:
         """The velocity of the base with this adapter, as `make_field(transformer)` computes it."""
         self._check_known(name)
-        return _AdapterField(self, name, make_field(self.transformer))
+        return _AdapterField(self, name, make_field(self.transformer), make_field)
+
+    @contextmanager
+    def using_rows(self, names: Sequence[str | None], sizes: Sequence[int]) -> Iterator[None]:
+        """Forwards inside, without a gradient, run their first `sizes[0]` rows with `names[0]`, and so on."""
+        for name in names:
+            self._check_known(name)
+        with self.using(None), self._rows.using(names, sizes):
+            yield
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters themselves, by `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
@@ -186,6 +197,7 @@ class Adapters:
     def _bind(self) -> None:
         """Gives every layer the one list that selects its adapter, and `requires_grad` its rightful value."""
         for layer in self._layers.values():
+            self._rows.watch(layer)
             layer.set_adapter(self._selection, inference_mode=True)
             layer.set_requires_grad([name for name, trains in self._trainable.items() if trains])
 
@@ -258,9 +270,33 @@ class _AdapterField:
     adapters: Adapters
     name: str | None
     field: VelocityField
+    make_field: Callable[[Any], VelocityField]
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         with self.adapters.using(self.name):
+            return self.field(x, t, cond)
+
+    @property
+    def kind(self) -> Hashable | None:
+        """Fields of one base are asked together, unless it is compiled: its code is that of one adapter."""
+        return (self.adapters, self.make_field) if self.adapters.joins else None
+
+    def join(self, fields: Sequence[_AdapterField], sizes: Sequence[int]) -> VelocityField:
+        """The base under an adapter for each part of the rows, without a gradient."""
+        return _JoinedField(self.adapters, [field.name for field in fields], sizes, self.field)
+
+
+@dataclass(frozen=True, eq=False)
+class _JoinedField:
+    """A field whose rows run under several adapters."""
+
+    adapters: Adapters
+    names: Sequence[str | None]
+    sizes: Sequence[int]
+    field: VelocityField
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        with self.adapters.using_rows(self.names, self.sizes):
             return self.field(x, t, cond)
 
 

@@ -154,10 +154,20 @@ class DistillConfig(Strict):
     )
     weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = "velocity"
     query: QueryConfig = QueryConfig()
+    updates_per_rollout: int = Field(1, ge=1, description="how many updates learn from the same trajectories in turn")
     anchor: AnchorConfig | None = AnchorConfig()
     sampling: SamplingConfig = SamplingConfig()
     adapter: AdapterConfig = AdapterConfig()
     optim: TrainConfig = TrainConfig(updates=60, ema=0.9)
+
+    @model_validator(mode="after")
+    def _rollouts_are_whole(self) -> DistillConfig:
+        n, between = self.updates_per_rollout, self.optim.checkpoint_every
+        if n > 1 and self.loss != "closed_form":
+            raise ValueError(f"{n} updates_per_rollout need loss closed_form; {self.loss} holds for new states only")
+        if n > 1 and between % n:
+            raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
+        return self
 
 
 class WatchConfig(Strict):

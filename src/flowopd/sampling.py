@@ -59,7 +59,7 @@ class Batch:
     @property
     def device(self) -> torch.device:
         """Where the condition lies."""
-        return next(iter(self.cond.tensors.values())).device
+        return self.cond.device
 
     def start(self, shape: Sequence[int]) -> Tensor:
         """The noise (B, *shape) that the trajectories start from, on the condition's device."""

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from flowopd.cli import checking, mini, models, serving, studio, training
+from flowopd.cli import benching, checking, mini, models, serving, studio, training
 from flowopd.errors import FlowOpdError, Interrupted
 from flowopd.signals import ending_at_once, is_first
 
@@ -29,7 +29,12 @@ PANELS = {
         "sft": training.sft,
         "distill": training.distill,
     },
-    "Before a run": {"plan": checking.plan, "doctor": checking.doctor, "serve-reward": serving.serve_reward},
+    "Before a run": {
+        "plan": checking.plan,
+        "doctor": checking.doctor,
+        "bench": benching.bench,
+        "serve-reward": serving.serve_reward,
+    },
     "After a run": {
         "eval": models.evaluate,
         "sample": models.sample,
