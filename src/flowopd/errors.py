@@ -2,9 +2,21 @@
 
 from signal import Signals
 
+LONGEST, TAIL = 2000, 500
+"""Characters of a message, and how many of them are its end, where a longer one is cut in its middle."""
+
 
 class FlowOpdError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Its message is one line whatever was put into it: spaces are single, other characters that do not print are
+    escaped, and what is too long loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        words = " ".join(message.split())
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - TAIL - 5]} ... {line[-TAIL:]}")
 
 
 class ConfigError(FlowOpdError):

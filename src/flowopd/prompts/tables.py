@@ -7,6 +7,7 @@ such as images, are left out. Both need the extra `datasets`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -75,9 +76,9 @@ def _loaded(source: str, name: str, split: str | None) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        if any((Path(name) / file).exists() for file in SAVED):
+        if any(os.path.exists(Path(name) / file) for file in SAVED):
             return _split(source, datasets.load_from_disk(name), split)
-        with nullcontext() if Path(name).exists() or silence() is None else offline():
+        with nullcontext() if os.path.exists(name) or silence() is None else offline():
             return datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
