@@ -22,9 +22,9 @@ _NAME = re.compile(r"\w[\w +-]{0,59}")
 
 
 class Strict(BaseModel):
-    """A part of a recipe: frozen, unknown keys are mistakes, and so are numbers that are not finite."""
+    """A part of a recipe: frozen; unknown keys are mistakes, so are empty words, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
 
 
 def _name(text: str) -> str:

@@ -188,12 +188,12 @@ class _Plain(yaml.SafeLoader):
 
     def construct_number(self, node: Any) -> int | float:
         """A number as YAML 1.1 writes it. Raises MarkedYAMLError for one that is none, too long or not finite."""
-        kind = "int" if node.tag.endswith(":int") else "float"
+        kind, digits = "int" if node.tag.endswith(":int") else "float", self.construct_scalar(node)
         try:
-            if ":" in node.value:
-                raise ValueError(f"{node.value[:SHOWN]} would be read to the base of 60; put it into quotes")
-            if kind == "int" and len(node.value) > LONGEST:
-                raise ValueError(f"the number {node.value[:SHOWN]} has more than {LONGEST} digits")
+            if ":" in digits:
+                raise ValueError(f"{digits[:SHOWN]} would be read to the base of 60; put it into quotes")
+            if kind == "int" and len(digits) > LONGEST:
+                raise ValueError(f"the number {digits[:SHOWN]} has more than {LONGEST} digits")
             value = getattr(super(), f"construct_yaml_{kind}")(node)
             return _finite(str(value)) if kind == "float" else value
         except (ValueError, OverflowError) as error:
@@ -212,8 +212,9 @@ class _Plain(yaml.SafeLoader):
 
     def construct_truth(self, node: Any) -> bool:
         """True or false. Raises MarkedYAMLError for any other word with this tag."""
-        if node.value.lower() not in self.bool_values:
-            problem = f"{node.value[:SHOWN]!r} is neither true nor false"
+        word = self.construct_scalar(node)
+        if word.lower() not in self.bool_values:
+            problem = f"{word[:SHOWN]!r} is neither true nor false"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return self.construct_yaml_bool(node)
 
