@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -39,6 +39,11 @@ monitors: .venv/ready
 MINUTES ?= 30
 soak: .venv/ready
 	$(BIN)/python tests/acceptance/soak.py --minutes $(MINUTES)
+
+# Mutated recipes, adapters, prompts, suites and replies, FUZZ new ones of each kind: about half an hour.
+FUZZ ?= 2500
+fuzz: .venv/ready
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-show-statistics
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ while.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from time import monotonic
@@ -128,8 +129,9 @@ class Patterns:
         if len(pattern) > LONGEST_PATTERN:
             raise CheckpointError(f"{self._where}: the pattern {pattern[:60]!r}... is too long; save the adapter again")
         try:
+            re.compile(pattern)
             return regex.compile(pattern)
-        except (regex.error, RecursionError, OverflowError, ValueError) as error:
+        except (re.error, regex.error, RecursionError, OverflowError, ValueError) as error:
             shown = f"{pattern[:80]!r} is no pattern of names ({error})"
             raise CheckpointError(f"{self._where}: {shown}; save the adapter again") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -213,9 +214,14 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     return f"{message}, got {str(first['input'])[:80]!r}" if place and place[-1] != "token" else message
 
 
+@cache
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
 def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the schema allows at a path."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     nodes = [schema]
     for part in path:
         nodes = [below for node in nodes for below in _below(node, str(part), schema)]

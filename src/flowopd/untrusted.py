@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from flowopd.errors import SECRET
 
 DEEPEST = 32
 """Levels of nesting."""
@@ -29,15 +30,6 @@ LONGEST = 20
 
 SHOWN = 60
 """Characters of a value that an error shows."""
-
-TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[opsu]_[A-Za-z0-9]{20,}")
-"""How tokens of hubs and endpoints look."""
-
-PASSWORD = re.compile(
-    r"[a-z][a-z0-9+.-]{0,30}://([^/?#\s@]+@|\S*[?&](api[-_]?key|key|(access[-_]?)?token|password|secret|sig)=)",
-    re.IGNORECASE,
-)
-"""How an address begins that says a user and a password, or brings a secret in its query."""
 
 
 def yaml_values(text: str) -> Any:
@@ -88,12 +80,9 @@ def check_text(text: str) -> None:
 
 
 def check_secrets(values: Any) -> None:
-    """Raises ValueError, without showing it, for a text that holds a token, or an address with a password."""
-    for _, value in _walked(values):
-        if isinstance(value, str) and TOKENS.search(value):
-            raise ValueError("what looks like a token stands in it; keep it in an environment variable")
-        if isinstance(value, str) and PASSWORD.search(value):
-            raise ValueError("an address with a password or a key stands in it; keep that in an environment variable")
+    """Raises ValueError, without showing it, for a text that holds a token, or an address with a password or a key."""
+    if any(isinstance(value, str) and SECRET.search(value) for _, value in _walked(values)):
+        raise ValueError("a token, or an address with a password, stands in it; keep it in an environment variable")
 
 
 def read_at_most(path: Path, size: int) -> bytes:

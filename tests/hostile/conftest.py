@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from flowopd.errors import FlowOpdError
 
 EXAMPLES = int(os.environ.get("FUZZ", "0"))
-QUICK, PATIENCE = 40, 60
+QUICK, PATIENCE = 40, 30
 
 settings.register_profile(
     "hostile",
@@ -32,18 +32,18 @@ class Hang(BaseException):
 
 @contextmanager
 def _ending():
-    """Inside, whatever has not ended after PATIENCE seconds is broken off."""
+    """Inside, whatever has not ended after PATIENCE seconds of the processor is broken off."""
 
     def broken_off(*_):
         raise Hang(f"no end after {PATIENCE} s")
 
-    before = signal.signal(signal.SIGALRM, broken_off)
-    signal.alarm(PATIENCE)
+    before = signal.signal(signal.SIGPROF, broken_off)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _lawful(call, *args):

@@ -311,6 +311,7 @@ def fresh(tmp_path):
         ({"rank_pattern": {"to_q": 0}}, "rank_pattern.to_q: Input should be greater than or equal to 1, got 0"),
         ({"alpha_pattern": [1]}, "alpha_pattern: Input should be a valid dictionary"),
         ({"rank_pattern": {"(": 2}}, "is no pattern of names"),
+        ({"rank_pattern": {"(?P<a>x)(?P<a>y)": 2}}, "is no pattern of names"),
         ({"target_modules": ["to_q"]}, "weights of 1 modules that its config does not target, such as proj_out"),
         ({"target_modules": 3}, "target_modules"),
         ({"target_modules": "(" * 100}, "is no pattern of names"),
