@@ -21,7 +21,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         _check_size(file)
         with safe_open(file, framework="pt") as opened:
             keys = list(opened.keys())
-            _check_names(file, keys)
-            _check_dtypes(file, {key: opened.get_slice(key).get_dtype() for key in keys})
+            _check_entries(file, {key: opened.get_slice(key).get_dtype() for key in keys})
             return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); fetch or save it again") from error
@@ -205,16 +204,12 @@ def _check_size(file: Path) -> None:
         )
 
 
-def _check_names(file: Path, keys: Sequence[str]) -> None:
-    for key in keys:
+def _check_entries(file: Path, dtypes: Mapping[str, str]) -> None:
+    for key, dtype in dtypes.items():
         if not (_FACTOR.fullmatch(key) or key.endswith(".alpha")):
             raise CheckpointError(
                 f"{file} holds {key}, not a LoRA weight of a linear module; remove it or convert the file"
             )
-
-
-def _check_dtypes(file: Path, dtypes: Mapping[str, str]) -> None:
-    for key, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise CheckpointError(f"{file} holds {key} as {dtype}; save it as one of {', '.join(DTYPES)}")
 

@@ -131,7 +131,7 @@ def stem(name):
 
 
 NAMES = [stem(name) for name in SHAPES]
-STRANGE = [stem("../../etc/passwd"), stem("/root/x"), stem("a\0b"), stem("x\ny"), "", "__metadata__", stem("blocks.9")]
+STRANGE = [stem("../../etc/passwd"), stem("/etc/x"), stem("a\0b"), stem("x\ny"), "", "__metadata__", stem("blocks.9")]
 STRANGE += ["base_model.model.proj_out.alpha", "transformer.proj_out.lora_A.weight", stem("\x1b[2J"), stem("é" * 99)]
 
 

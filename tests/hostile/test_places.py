@@ -79,7 +79,7 @@ def test_names_that_no_file_system_takes_are_no_crash(name):
         read_lora(name)
 
 
-@pytest.mark.parametrize("module", ["../../etc/passwd", "/root/x", "a\0b", "\x1b[2J", "..", "__class__", "weight"])
+@pytest.mark.parametrize("module", ["../../etc/passwd", "/etc/x", "a\0b", "\x1b[2J", "..", "__class__", "weight"])
 def test_an_adapter_of_strange_modules_is_for_another_base(tmp_path, module):
     write_lora(tmp_path, LoraFile({}, {module: Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0)}))
     with pytest.raises(CheckpointError) as refused:
