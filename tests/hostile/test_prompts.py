@@ -143,6 +143,20 @@ def test_a_line_that_cannot_be_meant_is_named(tmp_path, line, words):
     assert f"{tmp_path}/p.jsonl:2" in str(refused.value) and words in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (pyarrow.array(["a", "b\0"]), "row 2, cannot be kept: the text 'b.x00' holds a zero character"),
+        (pyarrow.array([b"a", b"\xa4b"]).view(pyarrow.string()), "no whole parquet file .*can't decode byte 0xa4"),
+    ],
+    ids=["zero", "no UTF-8"],
+)
+def test_a_table_whose_texts_are_none_is_refused(tmp_path, texts, words):
+    parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=words):
+        read_prompts(tmp_path / "p.parquet", "label")
+
+
 def test_the_longest_prompt_is_read(tmp_path):
     (tmp_path / "p.txt").write_text("a" * LONGEST)
     assert [len(prompt.text) for prompt in read_prompts(tmp_path / "p.txt", "label")] == [LONGEST]

@@ -18,6 +18,7 @@ from typing import Any
 
 from flowopd.errors import ConfigError, DataError
 from flowopd.prompts.rows import Row, prompt_column, table_row
+from flowopd.untrusted import check_values
 
 DATASET = "datasets:"
 """How the name of a data set begins."""
@@ -40,12 +41,12 @@ def parquet(path: Path) -> Iterator[Row]:
     try:
         with ParquetFile(path) as file:
             names = _plain_columns(file.schema_arrow)
-            table = file.read(columns=names)
+            rows = file.read(columns=names).to_pylist()
     except FileNotFoundError:
         raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompt file {path} is no whole parquet file ({_line(error)}); fetch it again") from None
-    return _rows(table.to_pylist(), prompt_column(names, str(path)), str(path))
+    return _rows(rows, prompt_column(names, str(path)), str(path))
 
 
 @cache
@@ -64,8 +65,11 @@ def dataset(source: str) -> tuple[Row, ...]:
     column = match["column"] or prompt_column(names, source)
     if column not in names:
         raise DataError(f"{source} has no column of texts {column!r}; it has: {', '.join(names)}")
-    table = found.select_columns(names).with_format("arrow")[:]
-    return tuple(_rows(table.to_pylist(), column, source))
+    try:
+        rows = found.select_columns(names).with_format("arrow")[:].to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} holds a text that is no UTF-8 ({_line(error)}); save it anew") from None
+    return tuple(_rows(rows, column, source))
 
 
 def _loaded(source: str, name: str, split: str | None) -> Any:
@@ -99,7 +103,12 @@ def _split(source: str, found: Any, split: str | None) -> Any:
 
 def _rows(rows: Sequence[Mapping[str, Any]], column: str, source: str) -> Iterator[Row]:
     for number, values in enumerate(rows, 1):
-        yield table_row(_without_nulls(values), column, f"{source}, row {number},")
+        where = f"{source}, row {number},"
+        try:
+            check_values(values)
+        except ValueError as error:
+            raise DataError(f"{where} cannot be kept: {error}; mend or delete the row") from None
+        yield table_row(_without_nulls(values), column, where)
 
 
 def _without_nulls(value: Any) -> Any:
