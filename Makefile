@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak performance lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak performance fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -55,6 +55,11 @@ performance: .venv/ready
 	$(BENCH) --batch 16 --steps 1 --scan teachers --out $(MEASURED)/scan-teachers.json
 	$(BENCH) --batch 4 --steps 2 --profile --out $(MEASURED)/all-steps.txt
 	$(BIN)/flowopd bench --page $(MEASURED)
+
+# Mutated recipes, adapters, prompts, suites and replies, FUZZ new ones of each kind: about half an hour.
+FUZZ ?= 2500
+fuzz: .venv/ready
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-show-statistics
 
 lint: .venv/ready
 	$(BIN)/ruff check .

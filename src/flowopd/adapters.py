@@ -22,11 +22,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.functional import delete_adapter
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.joint import RowAdapters
+from flowopd.lora_config import targeted
 from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora
 from flowopd.merge import truncated
 from flowopd.types import Condition
@@ -71,12 +71,16 @@ class Adapters:
         Raises CheckpointError if it does not fit this base module by module, lacks modules that its config
         targets, or is frozen with every B zero (`allow_zero` accepts that); ConfigError if the name is taken.
         """
+        lora = self.checked(name, source, allow_zero=trainable or allow_zero)
+        self._add(name, lora.modules, lora.config, trainable)
+
+    def checked(self, name: str, source: Path | str | LoraFile, allow_zero: bool = False) -> LoraFile:
+        """The adapter of a source, seen to fit this base. Raises CheckpointError as `load` does."""
         lora = source if isinstance(source, LoraFile) else read_lora(Path(source))
         self._check_fits(name, lora)
-        inert = not any(factors.b.any() for factors in lora.modules.values())
-        if inert and not (trainable or allow_zero):
+        if not allow_zero and not any(factors.b.any() for factors in lora.modules.values()):
             raise CheckpointError(f"every lora_B of {name} is zero; name the base None, or pass allow_zero")
-        self._add(name, lora.modules, lora.config, trainable)
+        return lora
 
     def create(
         self,
@@ -236,23 +240,18 @@ class Adapters:
                 raise CheckpointError(
                     f"{name} adapts {key} as {theirs}, the base has {ours}; it is an adapter for another base"
                 )
-        missing = self._targeted(lora.config) - lora.modules.keys()
+        least, most = targeted(lora.config, self._linears, name) or (set(), set(lora.modules))
+        missing, beyond = least - lora.modules.keys(), lora.modules.keys() - most
         if missing:
             raise CheckpointError(
                 f"{name} lacks the weights of {len(missing)} modules that its config targets, such as "
                 f"{min(missing)}; the file is incomplete, or an adapter for another base"
             )
-
-    def _targeted(self, config: Mapping[str, Any]) -> set[str]:
-        """The linears of the base that an adapter's config asks for; none if it does not say."""
-        targets = config.get("target_modules")
-        if not targets:
-            return set()
-        if not isinstance(targets, str) and set(targets) <= self._linears.keys():
-            return set(targets)
-        fields = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-        wanted = LoraConfig(**{field: config.get(field) for field in fields})
-        return {key for key in self._linears if check_target_module_exists(wanted, key)}
+        if beyond:
+            raise CheckpointError(
+                f"{name} has weights of {len(beyond)} modules that its config does not target, such as {min(beyond)}; "
+                "find the config it was saved with"
+            )
 
     def _matching(self, targets: Sequence[str]) -> dict[str, nn.Linear]:
         found = {target: [key for key in self._linears if f".{key}".endswith(f".{target}")] for target in targets}

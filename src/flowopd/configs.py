@@ -2,25 +2,73 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from flowopd.identity import HARMLESS
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
+SEEDS = 2**63
+"""Seeds are smaller."""
+
+OWN = ("base", "coldstart", "grpo_mix", "student")
+"""Names that a run's own models have, and no teacher."""
+
+_NAME = re.compile(r"\w[\w +-]{0,59}")
+
 
 class Strict(BaseModel):
-    """A part of a recipe: frozen, and unknown keys are mistakes."""
+    """A part of a recipe: frozen; unknown keys are mistakes, so are empty words, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text) or text != text.strip():
+        raise ValueError("a name is 1 to 60 letters, digits, spaces, _, + or -, as it names folders; choose another")
+    return text
+
+
+def _teacher(text: str) -> str:
+    if text in OWN:
+        raise ValueError(f"{', '.join(OWN)} are names of a run's own models; choose another for a teacher")
+    return _name(text)
+
+
+def _label(text: str) -> str:
+    if not 0 < len(text) <= 100 or not text.isprintable():
+        raise ValueError("a label is 1 to 100 letters that print; choose another")
+    return text
+
+
+def _inside(text: str) -> str:
+    path = PurePath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text:
+        raise ValueError("a subfolder lies within its adapter's folder; give it relative to that, without ..")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""What may name a folder: no separator, no dot."""
+
+TeacherName = Annotated[str, AfterValidator(_teacher)]
+"""A name that no model of the run itself has."""
+
+Label = Annotated[str, AfterValidator(_label)]
+"""What prompts are routed by."""
+
+Subfolder = Annotated[str, AfterValidator(_inside)]
+"""A path that stays below another."""
 
 
 class AdapterConfig(Strict):
     """The shape of a trained adapter; `targets` None is the model family's usual layers."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, le=4096)
     alpha: float = Field(64, gt=0)
     targets: tuple[str, ...] | None = None
 
@@ -73,7 +121,7 @@ class TaskConfig(RewardConfig):
 class MixConfig(PolicyConfig):
     """GRPO-Mix, the baseline: one policy trained on several rewards at once."""
 
-    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
     start: Literal["base", "coldstart"] = "base"
 
     @model_validator(mode="after")
@@ -92,7 +140,7 @@ class TeacherConfig(Strict):
         False, description="keep a whole transformer on the CPU while it is not asked"
     )
     revision: str | None = None
-    subfolder: str | None = None
+    subfolder: Subfolder | None = None
     train: GrpoConfig | None = None
     guidance: float | None = Field(None, ge=0, description="its own guidance; none is the student's")
 
@@ -196,12 +244,12 @@ class MetricConfig(Strict):
 class EvaluateConfig(Strict):
     """Which models are judged on which metrics."""
 
-    metrics: dict[str, MetricConfig]
+    metrics: dict[Name, MetricConfig]
     split: Split = "test"
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
     images_per_prompt: int = Field(1, ge=1)
     micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=SEEDS)
     sampling: SamplingConfig = SamplingConfig()
     models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")
 

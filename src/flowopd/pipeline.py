@@ -16,7 +16,6 @@ from flowopd.configs import MetricConfig, RewardConfig
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.identity import differences, lasting
-from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
@@ -74,8 +73,8 @@ def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
     Raises ConfigError for an unknown reward or teacher and for a judge elsewhere that a stage to come needs and that is
-    not there, CheckpointError for a missing adapter, DataError for prompt files that cannot be read and labels without
-    a route.
+    not there, CheckpointError for an expert that is missing or does not fit, DataError for prompt files that cannot be
+    read and labels without a route.
     """
     recipe = session.recipe
     _check_rewards(recipe)
@@ -84,7 +83,9 @@ def check(session: Session) -> None:
         session.prompts(train.prompts, "train")
     for name, teacher in recipe.teachers.items():
         if teacher.adapter is not None:
-            weights_file(session.teacher_folder(name))
+            session.adapters.checked(name, session.teacher_folder(name))
+        elif (whole := session.whole_teacher(name)) is not None:
+            session.model.check_whole(whole)
     if recipe.distill is not None:
         session.router([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:

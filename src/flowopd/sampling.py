@@ -27,9 +27,9 @@ SAMPLERS = {
 class SamplingConfig(BaseModel):
     """Steps, sampler and guidance of a rollout. `noise` is the level a of the SDE, or eta of CPS."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(10, ge=1)
+    steps: int = Field(10, ge=1, le=1000)
     sampler: Literal["ode", "sde", "cps"] = "ode"
     noise: float = Field(0.7, gt=0)
     window: int | None = Field(None, ge=1, description="stochastic steps in a row, the others ODE; none is all")

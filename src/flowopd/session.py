@@ -22,6 +22,7 @@ from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
 from flowopd.recipe import Recipe
 from flowopd.rewards import Reward, make_reward
+from flowopd.rewards.registry import check_device
 from flowopd.routing import LabelRouter
 from flowopd.velocity import VelocityField, guided
 
@@ -42,8 +43,10 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where everything runs: the recipe's device, or the best there is."""
-        return torch.device(self.recipe.device or state().device)
+        """Where everything runs: the recipe's device, or the best there is. Raises ConfigError if it is not here."""
+        name = self.recipe.device or state().device
+        check_device(name)
+        return torch.device(name)
 
     @cached_property
     def model(self) -> Model:

@@ -26,7 +26,7 @@ Update = Callable[[int], Mapping[str, Tensor]]
 class TrainConfig(BaseModel):
     """How a stage is optimised: AdamW with a short warm-up, the gradient's norm clipped, weights averaged (EMA)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     updates: int = Field(300, ge=1)
     learning_rate: float = Field(3e-4, gt=0)

@@ -29,9 +29,11 @@ MATHS = (
     "objectives",
 )
 PARTS = (
+    "untrusted",
     "durable",
     "hub",
     "models",
+    "lora_config",
     "lora_file",
     "merge",
     "joint",

@@ -95,15 +95,16 @@ def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConf
     check_reward(name, config)
     if _is_elsewhere(name, config):
         return Remote(name, config)
-    _check_device(device)
+    check_device(device)
     return REWARDS[name].build(device, config)
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Raises ConfigError for a device that is not here."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"no device {str(device)!r} here ({reason}); take cpu, cuda or cuda:N") from None
 
 
