@@ -160,6 +160,13 @@ def test_tokens_are_as_many_as_the_positions_that_the_model_has(config, monkeypa
     assert [point["patches"] for point in scan(config(), "tokens")["points"]] == [4, 8]
 
 
+def test_a_scan_takes_other_values(config, monkeypatch):
+    monkeypatch.setattr("flowopd.stages.bench.curves.bench", lambda config: {"teachers": config.teachers})
+    assert [point["teachers"] for point in scan(config(), "teachers", (3, 5))["points"]] == [3, 5]
+    with pytest.raises(ConfigError, match="--value 0 must be positive"):
+        scan(config(), "teachers", (0,))
+
+
 def test_an_unknown_scan_is_refused(config):
     with pytest.raises(ConfigError, match="--scan colours is not known; scan one of batch, steps"):
         scan(config(), "colours")

@@ -34,6 +34,7 @@ def bench(
     device: Annotated[str, typer.Option(help="Where it runs.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the base.")] = "float32",
     scan: Annotated[str | None, typer.Option(help="A curve over batch, steps, tokens or teachers.")] = None,
+    values: Annotated[list[int] | None, typer.Option("--value", help="A value of the scan. Repeatable.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Torch's table of one update instead.")] = False,
     page: Annotated[
         Path | None, typer.Option(help="Only write a page of the measurements in this folder.", show_default=False)
@@ -65,7 +66,7 @@ def bench(
             _write(table, out)
         typer.echo(table)
         return
-    found = stage.scan(config, scan) if scan else stage.bench(config, vs)
+    found = stage.scan(config, scan, values or ()) if scan else stage.bench(config, vs)
     line = json.dumps(found)
     if out is not None:
         _write(line, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flowopd.errors import ConfigError
@@ -18,14 +19,17 @@ VALUES = {
 """What each setting is set to; tokens are those of the image."""
 
 
-def scan(config: BenchConfig, setting: str) -> dict[str, Any]:
-    """One measurement for each value of a setting: `{"scan": setting, "points": [...]}`.
+def scan(config: BenchConfig, setting: str, values: Sequence[int] = ()) -> dict[str, Any]:
+    """One measurement for each value of a setting, by default those of VALUES: `{"scan": setting, "points": [...]}`.
 
-    Raises ConfigError for a setting that is not one of VALUES.
+    Raises ConfigError for a setting that is not one of VALUES, and for values that are not positive.
     """
     if setting not in VALUES:
         raise ConfigError(f"--scan {setting} is not known; scan one of {', '.join(VALUES)}")
-    points = [{"value": value, **bench(_changed(config, setting, value))} for value in _fitting(config, setting)]
+    if any(value < 1 for value in values):
+        raise ConfigError(f"--value {', '.join(map(str, values))} must be positive")
+    chosen = values or _fitting(config, setting)
+    points = [{"value": value, **bench(_changed(config, setting, value))} for value in chosen]
     return {"scan": setting, "points": points}
 
 
