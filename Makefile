@@ -71,7 +71,7 @@ docs-serve: .venv/ready
 
 # The wheel, built, looked into, installed into an empty environment from the index, and run: about ten minutes.
 wheel: .venv/ready
-	$(BIN)/python -m pytest -m slow tests/packaging -s -rs
+	$(BIN)/python -m pytest tests/packaging -rs
 
 lint: .venv/ready
 	$(BIN)/ruff check .
