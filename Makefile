@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak performance fuzz lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak performance fuzz docs docs-serve wheel lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -60,6 +60,18 @@ performance: .venv/ready
 FUZZ ?= 2500
 fuzz: .venv/ready
 	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-show-statistics
+
+# The documents as a site, in build/docs: open build/docs/index.html. A warning fails.
+docs: .venv/ready
+	$(BIN)/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, built again with every change.
+docs-serve: .venv/ready
+	$(BIN)/mkdocs serve
+
+# The wheel, built, looked into, installed into an empty environment from the index, and run: about ten minutes.
+wheel: .venv/ready
+	$(BIN)/python -m pytest tests/packaging -rs
 
 lint: .venv/ready
 	$(BIN)/ruff check .
