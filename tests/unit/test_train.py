@@ -138,15 +138,19 @@ def test_without_a_good_checkpoint_it_is_said(tmp_path):
         run(trainer(max_skips=0), tmp_path, poison=0)
 
 
+BREAKING = {"learning_rate": 3e37, "weight_decay": 11.0}
+"""Steps that no weight of the size of 1 survives in fp32."""
+
+
 def test_a_learning_rate_that_breaks_the_weights_stops_the_run_before_they_are_kept(tmp_path):
     with pytest.raises(NumericsError, match="after update 0 weight x is not finite"):
-        run(trainer(learning_rate=float("inf"), checkpoint_every=1), tmp_path)
+        run(trainer(**BREAKING, checkpoint_every=1), tmp_path)
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
 def test_broken_weights_stop_the_run_at_once(tmp_path):
     with pytest.raises(NumericsError, match="update 1: weight x is not finite"):
-        run(trainer(learning_rate=float("inf"), checkpoint_every=5), tmp_path)
+        run(trainer(**BREAKING, checkpoint_every=5), tmp_path)
 
 
 def test_a_tensor_that_no_gradient_reaches_is_named(tmp_path):

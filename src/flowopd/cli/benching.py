@@ -54,7 +54,12 @@ def bench(
         return
     tree = {
         **{"model": model, "preset": preset, "teachers": teachers, "batch": batch, "steps": steps, "query": query},
-        **{"guidance": guidance, "student_guidance": student_guidance, "anchor": anchor, "schedule": schedule},
+        **{
+            "guidance": guidance,
+            "student_guidance": student_guidance,
+            "anchor": {"on": True, "off": False}.get(anchor, anchor),
+            "schedule": schedule,
+        },
         **{"patches": patches, "rank": rank, "repeats": repeats, "threads": threads, "device": device, "dtype": dtype},
     }
     if scan and vs:

@@ -21,7 +21,7 @@ Found = Mapping[str, Any]
 HEAD = """# Performance
 
 What one update of distillation asks of the models, and what it takes. Every number comes from the files in
-[{folder}]({folder}), which `make performance` writes anew; forwards and backwards are counted by wrapping the models'
+`{folder}`, which `make performance` writes anew; forwards and backwards are counted by wrapping the models'
 fields. `naive` is the field's schedule in this code's own words: a rollout without a gradient, then for every step a
 student forward, a teacher's, the anchor's and a backward, with a student that is guided as its teachers are. Times are
 medians of updates that take turns with those of the other schedule; ratios are the median over such pairs, with the
