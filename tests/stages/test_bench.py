@@ -52,6 +52,12 @@ def test_the_schedule_of_the_field_takes_a_second_student_forward(compared):
     assert len(other["ratios"]) == 2 and min(other["ratios"]) <= other["ratio"] <= max(other["ratios"])
 
 
+def test_the_threads_of_torch_are_given_back(config):
+    before = torch.get_num_threads()
+    bench(config(threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
 def test_work_is_in_proportion_to_the_rows(compared):
     backward_rows, own, other = 2, 6, 8
     ratio = compared["compare"]["flops_per_update"] / compared["flops_per_update"]

@@ -31,10 +31,18 @@ class _Entry:
 def bench(config: BenchConfig, against: str | None = None) -> dict[str, Any]:
     """The measurement as plain values; `against` is another schedule that takes turns with it.
 
-    Raises CheckpointError if there is no such model, ConfigError if there is no such schedule.
+    torch has as many threads afterwards as before, whatever the settings ask for. Raises CheckpointError if there is no such model, ConfigError if there is no such schedule.
     """
-    configs = [config] if against is None else [config, config.against(against)]
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        return _benched([config] if against is None else [config, config.against(against)])
+    finally:
+        torch.set_num_threads(before)
+
+
+def _benched(configs: Sequence[BenchConfig]) -> dict[str, Any]:
+    config = configs[0]
     subject = with_teachers(untaught(config, bare_model(config)), config.teachers)
     entries = [_entered(subject, each) for each in configs]
     rate = matmul_rate(subject.model.device, subject.model.dtype)
@@ -50,7 +58,7 @@ def bench(config: BenchConfig, against: str | None = None) -> dict[str, Any]:
         "teacher_memory_mib": memory.teacher / MIB,
         "adapter_mib": memory.adapter / MIB,
     }
-    if against is not None:
+    if len(configs) > 1:
         found["compare"] = {**rows[1], **_ratios(times, rows)}
     return found
 
