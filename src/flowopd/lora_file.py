@@ -275,9 +275,7 @@ def _rank(file: Path, name: str, a: Tensor, b: Tensor) -> int:
         raise CheckpointError(f"{file}: {name} is empty, {shapes}; save it again")
     for side, factor in (("lora_A", a), ("lora_B", b)):
         if not factor.float().isfinite().all():
-            raise CheckpointError(
-                f"{file}: {side} of {name} holds values that are not finite; use an earlier checkpoint"
-            )
+            raise CheckpointError(f"{file}: {side} of {name} holds values that are not finite; use an earlier one")
     return a.shape[0]
 
 

@@ -262,3 +262,18 @@ def test_a_score_that_is_not_finite_stops_expert_and_evaluation(teach, flowopd, 
     outcome = flowopd("eval", "--out", done, "--set", "evaluate.metrics.quality.reward=look")
     told(outcome, f"reward 'look' gave {value} to picture 2 of 3, prompt '")
     assert (done / "results.json").read_bytes() == before and read_lora(done / "student").modules
+
+
+def test_no_file_and_no_line_of_a_run_holds_a_token(flowopd, teach, reward_server, monkeypatch, tmp_path):
+    secret = "s3cr3t-of-the-judge"
+    for name in ("JUDGE_TOKEN", "HF_TOKEN"):
+        monkeypatch.setenv(name, secret)
+    server = reward_server(light, "look", token=secret)
+    told = [teach(server.url, "judges.look.token=JUDGE_TOKEN")]
+    told += [flowopd("report", "--out", tmp_path / "out")]
+    told += [flowopd("export", "--out", tmp_path / "out", "--model", "teacher:look")]
+    assert [outcome.code for outcome in told] == [0, 0, 0], [outcome.err for outcome in told]
+    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"manifest.json", "metrics.jsonl", "report.html", "README.md"} <= {path.name for path in files}
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+    assert not [outcome for outcome in told if secret in outcome.out + outcome.err]

@@ -94,9 +94,8 @@ def rows(draw):
     mutated = json.loads(json.dumps(ROWS))
     for _ in range(draw(st.integers(1, 3))):
         row = draw(st.sampled_from(mutated))
-        clauses = [
-            clause for key in ("include", "exclude") for clause in row.get(key) or [] if isinstance(clause, dict)
-        ]
+        lists = [row[key] for key in ("include", "exclude") if isinstance(row.get(key), list)]
+        clauses = [clause for listed in lists for clause in listed if isinstance(clause, dict)]
         node = draw(st.sampled_from([row, *clauses]))
         key = draw(st.sampled_from([*node, "color", "position", "label", "include"]))
         node[key] = draw(junk)
