@@ -102,10 +102,12 @@ def _outside(file: File) -> list[str]:
 
 
 def _resolved(folder: str, target: str) -> str | None:
-    """The path in the repository of a link to a file that the site has not: out of docs/, or code; else None."""
+    """The path in the repository of a link to what the site has no page of: out of docs/, code, a folder; else None."""
     path = posixpath.normpath(posixpath.join("docs", folder, target))
-    inside = path.startswith("docs/") and not path.endswith(".py")
-    return None if inside or path.startswith(("../", "/")) or not (ROOT / path).is_file() else path
+    if path.startswith(("../", "/")) or not (ROOT / path).exists():
+        return None
+    inside = path.startswith("docs/") and not path.endswith(".py") and (ROOT / path).is_file()
+    return None if inside else path
 
 
 def _page_name(target: str) -> str:
@@ -113,7 +115,11 @@ def _page_name(target: str) -> str:
 
 
 def _page(path: Path) -> str:
-    name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+    name = path.relative_to(ROOT).as_posix()
+    if path.is_dir():
+        listed = "".join(f"- {file.name}\n" for file in sorted(path.iterdir()) if not file.name.startswith("."))
+        return f"---\nsearch: {{exclude: true}}\n---\n\n# {name}\n\n{listed}"
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         text = LINK.sub(lambda link: link["text"], re.sub(r"!\[[^\]]*\]\([^)]*\)\n?", "", text))
         return f"---\nsearch: {{exclude: true}}\n---\n\n{text}"
