@@ -129,7 +129,7 @@ def test_memory_is_measured_in_a_process_of_its_own(config):
     ballast = torch.ones(2**27)
     memory = memory_of(config(teachers=3, rank=16))
     assert memory.adapter > 0 and memory.peak < ballast.nbytes + 2**30
-    assert memory.adapter <= memory.teacher < 20 * memory.adapter
+    assert memory.adapter < memory.teacher < memory.adapter + 2**20
 
 
 def test_the_small_preset_needs_no_files():

@@ -10,6 +10,8 @@ import typer
 
 from flowopd.errors import ConfigError
 
+SWITCH = {"on": True, "off": False}
+
 
 def bench(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of the base; none is the preset's.")] = None,
@@ -54,7 +56,12 @@ def bench(
         return
     tree = {
         **{"model": model, "preset": preset, "teachers": teachers, "batch": batch, "steps": steps, "query": query},
-        **{"guidance": guidance, "student_guidance": student_guidance, "anchor": anchor, "schedule": schedule},
+        **{
+            "guidance": guidance,
+            "student_guidance": student_guidance,
+            "anchor": SWITCH.get(anchor, anchor),
+            "schedule": schedule,
+        },
         **{"patches": patches, "rank": rank, "repeats": repeats, "threads": threads, "device": device, "dtype": dtype},
     }
     if scan and vs:
