@@ -11,12 +11,14 @@ import resource
 import sys
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from flowopd.errors import ConfigError
 from flowopd.stages.bench.settings import BenchConfig
 from flowopd.stages.bench.subject import bare_model, new_ledger, untaught, update_of, with_teachers
 
@@ -34,9 +36,18 @@ class Memory:
 
 
 def memory_of(config: BenchConfig) -> Memory:
-    """The memory of one update in a fresh process: resident, or allocated on an accelerator."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_measured, config).result()
+    """The memory of one update in a fresh process: resident, or allocated on an accelerator.
+
+    Raises ConfigError if the system ends that process, as it does where memory runs out.
+    """
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
+            return fresh.submit(_measured, config).result()
+    except BrokenProcessPool:
+        raise ConfigError(
+            f"the system ended an update of {config.batch} samples and {config.teachers} teachers, as it does where "
+            "memory runs out; take fewer"
+        ) from None
 
 
 def _measured(config: BenchConfig) -> Memory:
