@@ -49,10 +49,10 @@ performance: .venv/ready
 	$(BENCH) --batch 2 --steps 10 --vs naive --query beta --out $(MEASURED)/one-query.json
 	$(BENCH) --batch 2 --steps 10 --vs naive --query beta --student-guidance 1 --out $(MEASURED)/one-query-absorbing.json
 	$(BENCH) --batch 4 --steps 3 --vs replay --out $(MEASURED)/all-steps-replay.json
-	$(BENCH) --teachers 1 --steps 1 --scan batch --out $(MEASURED)/scan-batch.json
-	$(BENCH) --teachers 1 --batch 2 --scan steps --out $(MEASURED)/scan-steps.json
-	$(BENCH) --teachers 1 --batch 1 --steps 1 --scan tokens --out $(MEASURED)/scan-tokens.json
-	$(BENCH) --batch 16 --steps 1 --scan teachers --out $(MEASURED)/scan-teachers.json
+	$(BENCH) --teachers 1 --steps 1 --scan batch --repeats 3 --out $(MEASURED)/scan-batch.json
+	$(BENCH) --teachers 1 --batch 2 --scan steps --repeats 3 --out $(MEASURED)/scan-steps.json
+	$(BENCH) --teachers 1 --batch 1 --steps 1 --scan tokens --repeats 3 --out $(MEASURED)/scan-tokens.json
+	$(BENCH) --batch 16 --steps 1 --scan teachers --repeats 3 --out $(MEASURED)/scan-teachers.json
 	$(BENCH) --batch 4 --steps 2 --profile --out $(MEASURED)/all-steps.txt
 	$(BIN)/flowopd bench --page $(MEASURED)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,13 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.functional import delete_adapter
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from flowopd.errors import CheckpointError, ConfigError
-from flowopd.joint import RowAdapters
+from flowopd.joint import AdapterField, RowAdapters
 from flowopd.lora_config import targeted
 from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora
 from flowopd.merge import truncated
-from flowopd.types import Condition
 from flowopd.velocity import VelocityField
 
 
@@ -129,7 +128,7 @@ class Adapters:
     def field(self, name: str | None, make_field: Callable[[Any], VelocityField]) -> VelocityField:
         """The velocity of the base with this adapter, as `make_field(transformer)` computes it."""
         self._check_known(name)
-        return _AdapterField(self, name, make_field(self.transformer), make_field)
+        return AdapterField(self, name, make_field(self.transformer), make_field)
 
     @contextmanager
     def using_rows(self, names: Sequence[str | None], sizes: Sequence[int]) -> Iterator[None]:
@@ -260,43 +259,6 @@ class Adapters:
             raise ConfigError(f"targets {idle} name no linear module of the base; see its named_modules()")
         matched = {key for keys in found.values() for key in keys}
         return {key: linear for key, linear in self._linears.items() if key in matched}
-
-
-@dataclass(frozen=True, eq=False)
-class _AdapterField:
-    """A field that runs under one adapter, whichever is active outside."""
-
-    adapters: Adapters
-    name: str | None
-    field: VelocityField
-    make_field: Callable[[Any], VelocityField]
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        with self.adapters.using(self.name):
-            return self.field(x, t, cond)
-
-    @property
-    def kind(self) -> Hashable | None:
-        """Fields of one base are asked together, unless it is compiled: its code is that of one adapter."""
-        return (self.adapters, self.make_field) if self.adapters.joins else None
-
-    def join(self, fields: Sequence[_AdapterField], sizes: Sequence[int]) -> VelocityField:
-        """The base under an adapter for each part of the rows, without a gradient."""
-        return _JoinedField(self.adapters, [field.name for field in fields], sizes, self.field)
-
-
-@dataclass(frozen=True, eq=False)
-class _JoinedField:
-    """A field whose rows run under several adapters."""
-
-    adapters: Adapters
-    names: Sequence[str | None]
-    sizes: Sequence[int]
-    field: VelocityField
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        with self.adapters.using_rows(self.names, self.sizes):
-            return self.field(x, t, cond)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The benchmark counts what passes, measures pair by pair, and writes a page of nothing but measurements."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from itertools import count
 from pathlib import Path
 
@@ -135,7 +136,16 @@ def test_memory_is_measured_in_a_process_of_its_own(config):
     ballast = torch.ones(2**27)
     memory = memory_of(config(teachers=3, rank=16))
     assert memory.adapter > 0 and memory.peak < ballast.nbytes + 2**30
-    assert memory.adapter <= memory.teacher < 20 * memory.adapter
+    assert memory.adapter < memory.teacher < memory.adapter + 2**20
+
+
+def test_an_update_that_the_system_ends_is_a_mistake_of_size(config, monkeypatch):
+    def ended(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("flowopd.stages.bench.memory.ProcessPoolExecutor.submit", ended)
+    with pytest.raises(ConfigError, match=r"an update of 2 samples and 2 teachers, .* take fewer"):
+        memory_of(config())
 
 
 def test_the_small_preset_needs_no_files():

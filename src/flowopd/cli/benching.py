@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flowopd.errors import ConfigError
+
+SWITCH = {"on": True, "off": False}
 
 
 def bench(
@@ -46,36 +49,43 @@ def bench(
 
     Example: `flowopd bench --preset small --vs naive --json`
     """
-    from flowopd.recipe import validated
-    from flowopd.stages import bench as stage
-
+    if scan and vs:
+        raise ConfigError("--scan measures one schedule; leave --vs out, or give --schedule")
     if page is not None:
-        typer.echo(stage.write_page(page, out))
+        from flowopd.stages.bench import write_page
+
+        typer.echo(write_page(page, out))
         return
     tree = {
         **{"model": model, "preset": preset, "teachers": teachers, "batch": batch, "steps": steps, "query": query},
-        **{
-            "guidance": guidance,
-            "student_guidance": student_guidance,
-            "anchor": {"on": True, "off": False}.get(anchor, anchor),
-            "schedule": schedule,
-        },
-        **{"patches": patches, "rank": rank, "repeats": repeats, "threads": threads, "device": device, "dtype": dtype},
+        **{"guidance": guidance, "student_guidance": student_guidance, "anchor": SWITCH.get(anchor, anchor)},
+        **{"schedule": schedule, "patches": patches, "rank": rank, "repeats": repeats, "threads": threads},
     }
-    if scan and vs:
-        raise ConfigError("--scan measures one schedule; leave --vs out, or give --schedule")
-    config = validated(stage.BenchConfig, tree, where="bench")
+    _measure({**tree, "device": device, "dtype": dtype}, vs, (scan, values or ()), profile, as_json, out)
+
+
+def _measure(
+    tree: dict[str, Any],
+    vs: str | None,
+    curve: tuple[str | None, Sequence[int]],
+    profile: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Print what was asked for, and keep it in a file if there is one; `curve` is a setting to scan and its values."""
+    from flowopd.recipe import validated
+    from flowopd.stages import bench as stage
+
+    config, scanned = validated(stage.BenchConfig, tree, where="bench"), curve[0]
     if profile:
-        table = stage.profiled(config)
-        if out is not None:
-            _write(table, out)
-        typer.echo(table)
-        return
-    found = stage.scan(config, scan, values or ()) if scan else stage.bench(config, vs)
-    line = json.dumps(found)
+        shown = kept = stage.profiled(config)
+    else:
+        found = stage.scan(config, scanned, curve[1]) if scanned else stage.bench(config, vs)
+        kept = json.dumps(found)
+        shown = kept if as_json else stage.curve(found) if scanned else stage.described(found)
     if out is not None:
-        _write(line, out)
-    typer.echo(line if as_json else stage.curve(found) if scan else stage.described(found))
+        _write(kept, out)
+    typer.echo(shown)
 
 
 def _write(text: str, out: Path) -> None:

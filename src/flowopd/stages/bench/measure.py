@@ -31,7 +31,8 @@ class _Entry:
 def bench(config: BenchConfig, against: str | None = None) -> dict[str, Any]:
     """The measurement as plain values; `against` is another schedule that takes turns with it.
 
-    torch has as many threads afterwards as before, whatever the settings ask for. Raises CheckpointError if there is no such model, ConfigError if there is no such schedule.
+    torch has as many threads afterwards as before, whatever the settings ask for. Raises CheckpointError if
+    there is no such model, ConfigError if there is no such schedule.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)

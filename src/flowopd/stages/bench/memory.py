@@ -1,17 +1,24 @@
-"""The memory of an update, measured in a process of its own, where nothing else has left a trace."""
+"""The memory of an update, measured in a process of its own, where nothing else has left a trace.
+
+What a teacher adds is counted instead, its tensors and the objects that hold them: the kernel rounds what a process
+holds by more than a small adapter.
+"""
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import psutil
 import torch
 
+from flowopd.errors import ConfigError
 from flowopd.stages.bench.settings import BenchConfig
 from flowopd.stages.bench.subject import bare_model, new_ledger, untaught, update_of, with_teachers
 
@@ -21,7 +28,7 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: the most that an update had, what a further teacher adds while it is loaded, and an adapter's own size."""
+    """Bytes: the most that an update had, what each teacher adds, and an adapter's own size."""
 
     peak: int
     teacher: int
@@ -29,27 +36,32 @@ class Memory:
 
 
 def memory_of(config: BenchConfig) -> Memory:
-    """The memory of one update in a fresh process: resident, or allocated on an accelerator."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_measured, config).result()
+    """The memory of one update in a fresh process: resident, or allocated on an accelerator.
+
+    Raises ConfigError if the system ends that process, as it does where memory runs out.
+    """
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
+            return fresh.submit(_measured, config).result()
+    except BrokenProcessPool:
+        raise ConfigError(
+            f"the system ended an update of {config.batch} samples and {config.teachers} teachers, as it does where "
+            "memory runs out; take fewer"
+        ) from None
 
 
 def _measured(config: BenchConfig) -> Memory:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     subject = untaught(config, bare_model(config))
-    first = with_teachers(subject, 1) if config.teachers > 1 else subject
-    before = _held(subject.model.device)
-    taught = with_teachers(first, config.teachers)
-    added = _held(subject.model.device) - before
+    tracemalloc.start()
+    taught = with_teachers(subject, config.teachers)
+    gc.collect()
+    objects, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    tensors = sum(taught.adapters.nbytes(name) for name in taught.teachers)
     update_of(taught, config, new_ledger(taught))(0)
     adapter = taught.adapters.nbytes(taught.teachers[0])
-    return Memory(_peak(subject.model.device), added // (config.teachers - len(first.teachers)), adapter)
-
-
-def _held(device: torch.device) -> int:
-    if device.type == "cpu":
-        return int(psutil.Process().memory_info().rss)
-    return int(torch.accelerator.memory_allocated(device))
+    return Memory(_peak(subject.model.device), (tensors + objects) // config.teachers, adapter)
 
 
 def _peak(device: torch.device) -> int:

@@ -76,7 +76,7 @@ def with_teachers(subject: Subject, count: int) -> Subject:
     for k, name in list(enumerate(names))[len(subject.teachers) :]:
         draw = torch.Generator().manual_seed(k)
         modules = {
-            key: Factors(f.a, EFFECT * torch.randn(f.b.shape, generator=draw), f.scale)
+            key: Factors(f.a, torch.randn(f.b.shape, generator=draw).mul_(EFFECT), f.scale)
             for key, f in like.modules.items()
         }
         subject.adapters.load(name, LoraFile(like.config, modules))
