@@ -18,7 +18,7 @@ from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results, replace_text
 from flowopd.rewards.registry import REWARDS, check_reward
-from flowopd.session import Session
+from flowopd.session import Own, Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
@@ -32,14 +32,25 @@ MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def run(recipe: Recipe, out: str | Path) -> Results | None:
+def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | None:
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
     Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe.
     """
-    session = open_run(recipe, out)
+    session = open_run(recipe, out, own)
+    train(session)
+    results = judge(session) if recipe.evaluate is not None else None
+    only_main(lambda: _write_manifest(session))
+    return results
+
+
+def train(session: Session) -> None:
+    """Check a run, then every stage of its recipe that trains; what is done is skipped.
+
+    Raises as `check` and the stages do.
+    """
     check(session)
-    out = session.out
+    recipe, out = session.recipe, session.out
     for name, teacher in recipe.teachers.items():
         if teacher.train is not None and _missing(out / "teachers" / name):
             train_teacher(session, name)
@@ -49,12 +60,16 @@ def run(recipe: Recipe, out: str | Path) -> Results | None:
         train_mix(session)
     if recipe.distill is not None and _missing(out / "student"):
         distill(session)
-    results = None
-    if recipe.evaluate is not None:
-        results = evaluate(session)
-        draw_wall(session, recipe.evaluate)
-        only_main(lambda: (write_report(out), write_summary(out)))
-    only_main(lambda: _write_manifest(session))
+
+
+def judge(session: Session) -> Results:
+    """The table of a run's models with its wall of pictures, report and summary.
+
+    Raises ConfigError if the recipe has no `evaluate`.
+    """
+    results, out = evaluate(session), session.out
+    draw_wall(session, session.recipe.evaluate)
+    only_main(lambda: (write_report(out), write_summary(out)))
     return results
 
 
@@ -79,7 +94,7 @@ def check(session: Session) -> None:
         if teacher.adapter is not None:
             weights_file(session.teacher_folder(name))
     if recipe.distill is not None:
-        session.router([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
+        session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
 
@@ -113,13 +128,13 @@ def _due(session: Session) -> list[str]:
     return [each.reward for each in due]
 
 
-def open_run(recipe: Recipe, out: str | Path) -> Session:
-    """The session of a run folder, which it claims with its manifest.
+def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session:
+    """The session of a run folder, which it claims with its manifest; `own` is what the caller brings.
 
     Raises ConfigError if the folder holds something else, or a run of another recipe, and says what differs.
     """
     out = Path(out)
-    session = Session(recipe, out)
+    session = Session(recipe, out, own)
     session.open()
     with one_by_one():
         _claim(session)

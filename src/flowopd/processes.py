@@ -53,6 +53,11 @@ def agreed(question: Callable[[], bool]) -> bool:
     return answer
 
 
+def any_of(answer: bool) -> bool:
+    """Whether any process says so; all of them hear it."""
+    return any(gather_object([answer]))
+
+
 def own_rows(n: int, unit: int = 1) -> slice:
     """This process's rows of `n`: contiguous, in whole units, as even as can be, maybe none."""
     units, here = -(-n // unit), state()

@@ -26,6 +26,7 @@ from flowopd.configs import (
 from flowopd.errors import ConfigError
 from flowopd.hub import located
 from flowopd.rewards.base import JudgeConfig
+from flowopd.rewards.own import is_path
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -53,6 +54,7 @@ class Recipe(Strict):
     grpo_mix: MixConfig | None = None
     distill: DistillConfig | None = None
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
+    trust: tuple[str, ...] = Field((), description="rewards by module:Class whose code this recipe may run")
     evaluate: EvaluateConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     watch: WatchConfig = WatchConfig()
@@ -63,6 +65,14 @@ class Recipe(Strict):
             raise ValueError("grpo_mix starts from the cold start, and the recipe has none; add `coldstart`")
         return self
 
+    @model_validator(mode="after")
+    def _code_is_trusted(self) -> Recipe:
+        served = {name for name, judge in self.judges.items() if judge.url is not None}
+        foreign = [name for name in self.rewards() if is_path(name) and name not in {*self.trust, *served}]
+        if foreign:
+            raise ValueError(f"reward {foreign[0]} is code; if you trust it, allow it: --set trust=[{foreign[0]}]")
+        return self
+
     def parts(self, *names: str) -> dict[str, Any]:
         """These parts of the recipe, as plain values."""
         return self.model_dump(mode="json", include=set(names))
@@ -70,6 +80,11 @@ class Recipe(Strict):
     def identity(self, *names: str) -> dict[str, Any]:
         """What a trained model depends on: the base as it is run, the seed, and these parts."""
         return self.parts(*RUN, "seed", *names)
+
+    def rewards(self) -> list[str]:
+        """The names of all rewards that it trains on, evaluates by, or sets up as judges."""
+        metrics = self.evaluate.metrics.values() if self.evaluate else ()
+        return [*(task.reward for task in self.rewarded()), *(metric.reward for metric in metrics), *self.judges]
 
     def rewarded(self) -> list[RewardConfig]:
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""

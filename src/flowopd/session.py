@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -21,18 +22,54 @@ from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
 from flowopd.recipe import Recipe
 from flowopd.rewards import Reward, make_reward
-from flowopd.routing import LabelRouter
+from flowopd.routing import LabelRouter, checked
+from flowopd.shapes import Routes
+from flowopd.step import Estimator
+from flowopd.tracking import OnUpdate, Tracker
 from flowopd.velocity import VelocityField, guided
 
 BASE = "base"
 """The name of the bare base wherever models are named."""
 
 
-class Session:
-    """One run of a recipe in the folder `out`."""
+Router = Callable[[Sequence[Prompt]], Routes]
+"""Prompts (B) to weights over the teachers (B, K), rows not negative with sum 1."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+
+@dataclass(frozen=True)
+class Own:
+    """What a caller brings, in Python, in place of what a recipe's words stand for; None is the recipe's.
+
+    `router` replaces `routes`, `objective` the loss of `distill.loss` (see `step.Estimator`); `on_update` hears of every
+    update of a trained stage, and may end it.
+    """
+
+    router: Router | None = None
+    objective: Estimator | None = None
+    on_update: OnUpdate | None = None
+
+    def identity(self) -> dict[str, str]:
+        """The names of what changes a trained model, as far as it is brought."""
+        brought = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "on_update"}
+        return {name: code_name(thing) for name, thing in brought.items() if thing is not None}
+
+
+def checked_router(router: Router, teachers: int) -> Router:
+    """A router whose answers are checked; see `routing.checked`."""
+    return lambda prompts: checked(router(prompts), len(prompts), teachers)
+
+
+def code_name(thing: object) -> str:
+    """The name by which Python code is known: its own, or that of its class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
+
+
+class Session:
+    """One run of a recipe in the folder `out`, with what its caller brings."""
+
+    def __init__(self, recipe: Recipe, out: Path, own: Own | None = None) -> None:
+        self.recipe, self.out, self.own = recipe, out, own or Own()
         self._whole: dict[str, VelocityField] = {}
 
     def open(self) -> None:
@@ -141,6 +178,17 @@ class Session:
         router = LabelRouter(table, teachers)
         router(labels)
         return router
+
+    def route(self, labels: Sequence[str]) -> Router:
+        """The routes of prompts: the caller's router, or the recipe's by label, which has to know these labels."""
+        if self.own.router is not None:
+            return checked_router(self.own.router, len(self.recipe.teachers))
+        router = self.router(labels)
+        return lambda prompts: router([prompt.label for prompt in prompts])
+
+    def tracker(self, stage: str, updates: int) -> Tracker:
+        """Where a stage of so many updates is written down and shown."""
+        return Tracker(self.out, stage, updates, self.own.on_update)
 
     def field(self, name: str, guidance: float, conditioning: Conditioning) -> VelocityField:
         """The guided velocity of the base, of the base with an adapter, or of a whole teacher, as far as loaded."""

@@ -69,22 +69,26 @@ class Trainer:
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Make all updates that are left, and leave the averaged weights in the parameters.
 
-        What stops an update is raised again, once the updates before it are kept.
+        What stops an update is raised again, once the updates before it are kept. The tracker's `on_update` may end
+        the stage early; called again, it goes on.
         """
         with tracker:
             start = self._resume(checkpoints)
             tracker.rewind(start)
             for step in range(start, self.config.updates):
                 try:
-                    metrics = {**update(step), "grad_norm": self._step(step)}
+                    told = {**update(step), "grad_norm": self._step(step)}
                 except FlowOpdError:
                     if step > start and is_main():
                         checkpoints.save(step, self._state())
                     raise
-                tracker.log(step, {name: float(value) for name, value in metrics.items()}, _note(metrics))
-                due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.updates
-                if due and is_main():
+                metrics = {name: float(value) for name, value in told.items()}
+                tracker.log(step, metrics, _note(metrics))
+                last = tracker.ends(step, metrics) or step + 1 == self.config.updates
+                if (last or (step + 1) % self.config.checkpoint_every == 0) and is_main():
                     checkpoints.save(step + 1, self._state())
+                if last:
+                    break
         self.average.copy_to(self.parameters)
 
     def _step(self, step: int) -> Tensor:
@@ -129,6 +133,6 @@ class Trainer:
         return found.step
 
 
-def _note(metrics: Mapping[str, Tensor]) -> str:
+def _note(metrics: Mapping[str, float]) -> str:
     shown = [name for name in ("reward", "gap", "loss") if name in metrics][:1]
-    return " ".join(f"{name} {float(metrics[name]):.4g}" for name in shown)
+    return " ".join(f"{name} {metrics[name]:.4g}" for name in shown)

@@ -43,6 +43,8 @@ RUNNING = (
     "session",
     "stages",
     "pipeline",
+    "fields",
+    "distiller",
     "cli",
     "__main__",
     "__init__",
@@ -63,7 +65,7 @@ HOMES = {
 }
 """Where a library may be imported; the longest name that fits an import decides."""
 
-LATE = {"__init__", "rewards.registry"}
+LATE = {"__init__", "rewards.registry", "rewards.own"}
 """Modules that import by a computed name, which no reading of the source follows."""
 
 MINI_USERS = {

@@ -180,7 +180,7 @@ def test_every_update_sees_every_label_at_every_step(world, tmp_path, distilling
 def test_every_update_draws_as_many_prompts_of_every_label(world, tmp_path, distilling, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "flowopd.stages.distill.LabelRouter.__call__",
+        "flowopd.routing.LabelRouter.__call__",
         lambda self, labels: asked.append(list(labels)) or torch.ones(len(labels), 2) / 2,
     )
     distill(world.session(tmp_path / "out", distill=distilling(updates=2)))

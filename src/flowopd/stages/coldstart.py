@@ -20,7 +20,6 @@ from flowopd.processes import only_main, own_rows, whole
 from flowopd.sampling import Batch, draw_latents
 from flowopd.schedule import logit_normal
 from flowopd.session import Session
-from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 from flowopd.types import Condition
 
@@ -87,7 +86,7 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
 
     with session.adapters.using(STARTED):
         checkpoints = Checkpoints(session.out / "checkpoints" / "sft", identity)
-        trainer.run(update, Tracker(session.out, "sft", config.optim.updates), checkpoints)
+        trainer.run(update, session.tracker("sft", config.optim.updates), checkpoints)
     folder = session.out / STARTED
     only_main(lambda: write_lora(folder, session.adapters.lora(STARTED), session.recipe.base))
     return folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,12 +22,12 @@ from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
-from flowopd.routing import LabelRouter
 from flowopd.sampling import Batch
-from flowopd.session import BASE, Session
-from flowopd.step import ESTIMATORS, Distillation, distill_step, mean_gaps
-from flowopd.tracking import Tracker
+from flowopd.session import BASE, Router, Session
+from flowopd.shapes import Grid
+from flowopd.step import ESTIMATORS, Distillation, Estimator, distill_step, mean_gaps
 from flowopd.train import Trainer
+from flowopd.types import Condition
 from flowopd.velocity import VelocityField
 
 STUDENT = "student"
@@ -40,7 +41,7 @@ def distill(session: Session) -> Path:
     """
     config = _config(session)
     prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
-    router = session.router(list(prompts))
+    route = session.route(list(prompts))
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
@@ -48,33 +49,42 @@ def distill(session: Session) -> Path:
     session.create(STUDENT, config.adapter, _cold_start(session))
     trainer = Trainer(session.adapters.parameters(STUDENT), config.optim)
     session.adapters.check_trainable(trainer.parameters, STUDENT)
-    update = _Update(session, _distillation(session, teachers, conditioning), router, prompts, conditioning)
+    place = Place(session.latent_shape(), session.recipe.seed)
+    update = DistillUpdate(config, place, _distillation(session, teachers, conditioning), route, prompts, conditioning)
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     with session.adapters.using(STUDENT):
-        trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
+        trainer.run(update, session.tracker("distill", config.optim.updates), checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     only_main(lambda: (write_diffusers_lora(folder, student), write_lora(folder, student, session.recipe.base)))
     return folder
 
 
-class _Update:
+@dataclass(frozen=True)
+class Place:
+    """Where trajectories run: the shape of one sample, and the seed of it all."""
+
+    shape: Sequence[int]
+    seed: int
+
+
+class DistillUpdate:
     """One update: prompts of every label together, a function of the seed and the step alone.
 
-    Of several processes each takes its own rows of the batch.
+    `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
     """
 
     def __init__(
         self,
-        session: Session,
+        config: DistillConfig,
+        place: Place,
         distillation: Distillation,
-        router: LabelRouter,
+        route: Router,
         prompts: Mapping[str, Sequence[Prompt]],
-        conditioning: Conditioning,
+        conditioning: Callable[[Sequence[str]], Condition],
     ) -> None:
-        self.config, self.seed = _config(session), session.recipe.seed
-        self.shape = session.latent_shape()
-        self.distillation, self.router = distillation, router
+        self.config, self.seed, self.shape = config, place.seed, place.shape
+        self.distillation, self.route = distillation, route
         self.prompts, self.conditioning = prompts, conditioning
         self.query = query_rule(self.config.query)
 
@@ -84,7 +94,7 @@ class _Update:
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         rows = own_rows(len(chosen))
         batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes = self.router(labels)[rows].to(batch.device)
+        routes = self.route(chosen)[rows].to(batch.device)
         queries = self.query.draw(
             len(self.distillation.grid) - 1,
             torch.Generator().manual_seed(seed_of(self.seed, "queries", step)),
@@ -125,7 +135,6 @@ def _config(session: Session) -> DistillConfig:
 def _distillation(session: Session, teachers: Sequence[str], conditioning: Conditioning) -> Distillation:
     config = _config(session)
     sampling, anchor = config.sampling, config.anchor
-    grid, dynamics = session.model.grid(sampling.steps), sampling.dynamics()
 
     @cache
     def frozen(name: str, own: float | None = None) -> VelocityField:
@@ -134,15 +143,35 @@ def _distillation(session: Session, teachers: Sequence[str], conditioning: Condi
             return frozen(name, session.guidance(name, sampling.guidance))
         return session.field(name, own, conditioning)
 
-    return Distillation(
+    return distillation(
+        config,
+        session.model.grid(sampling.steps),
         student=session.field(STUDENT, sampling.guidance, conditioning),
         teachers=[frozen(name) for name in teachers],
-        anchor_field=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
-        anchor=Anchor(weight=anchor.weight if anchor else 0.0),
+        anchor=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
+        objective=session.own.objective,
+    )
+
+
+def distillation(
+    config: DistillConfig,
+    grid: Grid,
+    student: VelocityField,
+    teachers: Sequence[VelocityField],
+    anchor: VelocityField | None = None,
+    objective: Estimator | None = None,
+) -> Distillation:
+    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss."""
+    dynamics = config.sampling.dynamics()
+    return Distillation(
+        student=student,
+        teachers=teachers,
+        anchor_field=anchor,
+        anchor=Anchor(weight=config.anchor.weight if config.anchor else 0.0),
         dynamics=dynamics,
         grid=grid,
         weights=step_weights(config.weighting, dynamics, grid),
-        estimate=ESTIMATORS[config.loss],
+        estimate=objective or ESTIMATORS[config.loss],
     )
 
 
@@ -158,6 +187,7 @@ def _identity(session: Session) -> dict[str, object]:
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
     return {
         **recipe.identity("routes", "coldstart", "distill"),
+        **session.own.identity(),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
         "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name.endswith(".train")},
         "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,

@@ -29,7 +29,6 @@ from flowopd.rewards import Reward
 from flowopd.session import Session
 from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, metric_prompts, repeated
 from flowopd.stages.watch import check_finite
-from flowopd.tracking import Tracker
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
 
@@ -49,7 +48,7 @@ def evaluate(session: Session) -> Results:
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
     scores: dict[str, dict[str, list[float]]] = {}
     estimates: dict[str, dict[str, Estimate]] = {}
-    with Tracker(session.out, "eval", len(models)) as tracker:
+    with session.tracker("eval", len(models)) as tracker:
         tracker.rewind(0)
         for i, model in enumerate(models):
             pictures = {

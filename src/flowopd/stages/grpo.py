@@ -26,7 +26,6 @@ from flowopd.session import BASE, Session
 from flowopd.stages.learners import LEARNERS, Drawn, Place
 from flowopd.stages.sample import repeated
 from flowopd.stages.watch import RewardWatch
-from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 
 
@@ -63,7 +62,7 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
         update = _Update(session, policy, tasks, conditioning)
-        trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)
+        trainer.run(update, session.tracker(policy.stage, policy.config.optim.updates), checkpoints)
     folder = session.out / policy.folder
     only_main(lambda: write_lora(folder, session.adapters.lora(policy.name), session.recipe.base))
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flowopd.processes import is_main
+from flowopd.processes import any_of, is_main
 
 console = Console(stderr=True)
+
+OnUpdate = Callable[[int, Mapping[str, float]], object]
+"""(update, its metrics) -> True to end the stage after it, anything else to go on; each process calls its own."""
 
 
 class Tracker:
@@ -30,8 +33,8 @@ class Tracker:
     Of several processes the main one alone writes and shows.
     """
 
-    def __init__(self, run: Path, stage: str, total: int) -> None:
-        self.stage, self.total, self._writes = stage, total, is_main()
+    def __init__(self, run: Path, stage: str, total: int, on_update: OnUpdate | None = None) -> None:
+        self.stage, self.total, self._writes, self._on_update = stage, total, is_main(), on_update
         run.mkdir(parents=True, exist_ok=True)
         self._file = run / "metrics.jsonl"
         self._board = _board(run / "tensorboard" / stage.replace(":", "-")) if self._writes else None
@@ -89,6 +92,10 @@ class Tracker:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
         self._progress.update(self._task, completed=step + 1, note=note)
+
+    def ends(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether `on_update`, told of an update, ends the stage; in any process, so in all of them."""
+        return self._on_update is not None and any_of(self._on_update(step, metrics) is True)
 
 
 def _board(folder: Path) -> Any:
