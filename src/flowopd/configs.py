@@ -17,7 +17,7 @@ class Strict(BaseModel):
 
 
 class AdapterConfig(Strict):
-    """The shape of a trained adapter; `targets` None is the model family's usual layers."""
+    """The shape of a trained adapter; `targets` None is the family's usual layers, and those of a cold start."""
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(64, gt=0)

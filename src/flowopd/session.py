@@ -201,8 +201,8 @@ class Session:
         return student if own is None else own
 
     def create(self, name: str, shape: AdapterConfig, start: LoraFile | None = None) -> None:
-        """Add a trainable adapter, fresh or from a cold start."""
-        targets = shape.targets or self.model.targets
+        """Add a trainable adapter, fresh or from a cold start, whose layers are among its own unless the shape says."""
+        targets = shape.targets or (*self.model.targets, *(start.modules if start else ()))
         self.adapters.create(name, shape.rank, shape.alpha, targets, seed=self.recipe.seed, start=start)
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:

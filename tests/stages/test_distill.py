@@ -212,3 +212,10 @@ def test_a_prompt_is_routed_by_its_own_label_if_it_has_one(world, tmp_path, dist
     tree = world.tree(distill=distilling(updates=1))
     tree["prompts"] = {"composition": {"train": str(tmp_path / "own.jsonl")}}
     assert (distill(open_run(make_recipe(tree), tmp_path / "out")) / "adapter_config.json").exists()
+
+
+def test_a_student_adapts_every_layer_of_its_cold_start_unless_told(world, tmp_path, distilling):
+    session = world.session(tmp_path / "out", coldstart=MERGED, distill=distilling(updates=1, adapter={"rank": 8}))
+    cold_start(session)
+    layers = read_lora(distill(session)).modules.keys()
+    assert layers > read_lora(tmp_path / "out" / "coldstart").modules.keys()
