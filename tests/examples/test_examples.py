@@ -5,7 +5,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from flowopd.lora_file import read_lora
@@ -68,3 +70,12 @@ def test_an_own_family_is_distilled_and_judged(example, tmp_path):
     means = {model: sum(numbers(row, r"warm ([\d.]+) dark ([\d.]+)")[0]) / 2 for model, row in scores.items()}
     assert means["student"] > means["base"] + 0.05
     assert means["student"] > means["merge"]
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
+    monkeypatch.setenv("FLOWOPD_EXAMPLE_UPDATES", "1")
+    notebook = nbformat.read(EXAMPLES / "02_mini_world.ipynb", as_version=4)
+    assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "the notebook ships without outputs"
+    ran = NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [output for cell in ran.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
