@@ -20,7 +20,7 @@ from flowopd.rollout import record
 from flowopd.schedule import sigma_grid
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 SPREAD = 0.12
 """Standard deviation of each Gaussian of a shape."""
@@ -115,7 +115,7 @@ def main() -> None:
     ).train()
     for name in SHAPES:
         expert, own = (on_target(walk(field, name)[-1], name) for field in (Mixture(SHAPES[name]), student))
-        print(f"{name}: {own:.0%} of the student's points are on the shape, {before[name]:.0%} before, expert {expert:.0%}")
+        print(f"{name}: {own:.0%} of the student's points are on it, {before[name]:.0%} before, expert {expert:.0%}")
     draw(student, options.out)
     print(options.out)
 

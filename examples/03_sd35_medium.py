@@ -1,9 +1,10 @@
 """Stable Diffusion 3.5 Medium: three public experts become one student, from Python, on one GPU of 24 GB or more.
 
-    python examples/03_sd35_medium.py --prompts geneval=train_metadata.jsonl --prompts ocr=ocr.txt --prompts pickscore=pick.txt
+    python examples/03_sd35_medium.py \\
+        --prompts geneval=train_metadata.jsonl --prompts ocr=ocr.txt --prompts pickscore=pickscore.txt
 
-`--base`, `--teacher` and `--prompts` take any other Stable Diffusion 3 pipeline, its experts, and their prompts; what is
-small enough runs on a CPU too. The weights of the base come from the hub after its licence is accepted there, once.
+`--base`, `--teacher` and `--prompts` take any other Stable Diffusion 3 pipeline, its experts, and their prompts; what
+is small enough runs on a CPU too. The weights of the base come from the hub after its licence is accepted there, once.
 """
 
 import argparse

@@ -141,13 +141,22 @@ def main() -> None:
     """Make a base, train two experts and a student, and judge them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/pixels"), help="folder of the base and of the run")
-    parser.add_argument("--updates", type=int, default=40, help="updates of each expert; the student makes four times as many")
+    parser.add_argument(
+        "--updates", type=int, default=40, help="updates of each expert; the student makes four times as many"
+    )
     options = parser.parse_args()
     write_base(options.out / "base")
     rewards = {name: f"{Path(__file__).stem}:{name.title()}" for name in ("warm", "dark")}
     optim, adapter = {"updates": options.updates, "learning_rate": 1e-2}, {"rank": 8, "alpha": 8}
     sampling = {"steps": 5, "sampler": "sde", "window": 3}
-    policy = {"group": 16, "prompts_per_update": 2, "clip": 1e-2, "sampling": sampling, "adapter": adapter, "optim": optim}
+    policy = {
+        "group": 16,
+        "prompts_per_update": 2,
+        "clip": 1e-2,
+        "sampling": sampling,
+        "adapter": adapter,
+        "optim": optim,
+    }
     distiller = Distiller(
         options.out / "base",
         teachers={name: {"train": {"reward": path, "prompts": name, **policy}} for name, path in rewards.items()},

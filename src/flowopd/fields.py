@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -45,7 +45,7 @@ class FieldDistiller:
     teachers: Mapping[str, VelocityField]
     conditions: Mapping[str, Condition]
     shape: Sequence[int]
-    config: DistillConfig = DistillConfig()
+    config: DistillConfig = field(default_factory=DistillConfig)
     grid: Grid | None = None
     anchor: VelocityField | None = None
     router: Router | None = None
@@ -58,7 +58,9 @@ class FieldDistiller:
         if not self.config.distillation:
             raise ConfigError("distillation cannot be off for fields; give the anchor as the teacher")
         if self.anchor is not None and self.config.anchor is None:
-            raise ConfigError("an anchor is given and `config.anchor` is None; give it a weight, or leave the anchor out")
+            raise ConfigError(
+                "an anchor is given and `config.anchor` is None; give it a weight, or leave the anchor out"
+            )
         if not self._trained():
             raise ConfigError("no parameter of the student requires a gradient; switch on those to train")
 
@@ -113,7 +115,7 @@ class FieldDistiller:
             "distill": self.config.model_dump(mode="json"),
             "seed": self.seed,
             "grid": None if self.grid is None else self.grid.tolist(),
-            "teachers": {name: _content(field) for name, field in self.teachers.items()},
+            "teachers": {name: _content(taught) for name, taught in self.teachers.items()},
             "conditions": {label: _hash(cond.tensors) for label, cond in self.conditions.items()},
             **{name: None if thing is None else _content(thing) for name, thing in named.items()},
         }

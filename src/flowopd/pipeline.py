@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,22 +46,45 @@ def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | No
     return results
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stage that trains: its name, the folder of the run that holds what it made, and how it is made."""
+
+    name: str
+    folder: str
+    make: Callable[[Session], object]
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe that train, in order."""
+    trained = [name for name, teacher in recipe.teachers.items() if teacher.train is not None]
+    found = [Stage(f"teacher:{name}", f"teachers/{name}", partial(train_teacher, name=name)) for name in trained]
+    found += [Stage("coldstart", "coldstart", cold_start)] if recipe.coldstart is not None else []
+    found += [Stage("grpo_mix", "grpo_mix", train_mix)] if recipe.grpo_mix is not None else []
+    return found + ([Stage("distill", "student", distill)] if recipe.distill is not None else [])
+
+
 def train(session: Session) -> None:
     """Check a run, then every stage of its recipe that trains; what is done is skipped.
 
     Raises as `check` and the stages do.
     """
     check(session)
-    recipe, out = session.recipe, session.out
-    for name, teacher in recipe.teachers.items():
-        if teacher.train is not None and _missing(out / "teachers" / name):
-            train_teacher(session, name)
-    if recipe.coldstart is not None and _missing(out / "coldstart"):
-        cold_start(session)
-    if recipe.grpo_mix is not None and _missing(out / "grpo_mix"):
-        train_mix(session)
-    if recipe.distill is not None and _missing(out / "student"):
-        distill(session)
+    for stage in stages(session.recipe):
+        if _missing(session.out / stage.folder):
+            stage.make(session)
+
+
+def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """What a run into the folder `out` would do, by stage, or by these alone; nothing is opened or written.
+
+    Raises ConfigError if `out` holds something else, or a run of another recipe.
+    """
+    out = Path(out)
+    refuse_other(out, recipe)
+    fates = {stage.name: "done, skipped" if (out / stage.folder).exists() else "to do" for stage in stages(recipe)}
+    fates |= {"eval": "to do"} if recipe.evaluate is not None else {}
+    return [(name, fate) for name, fate in fates.items() if only is None or name in only]
 
 
 def judge(session: Session) -> Results:
@@ -143,15 +168,20 @@ def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session
 
 def _claim(session: Session) -> None:
     """Refuse a folder that is not this run's, and write the manifest into one that is free."""
-    out, manifest = session.out, session.out / MANIFEST
-    if manifest.exists():
-        _refuse_another(out, session.recipe)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        state = "not empty" if out.is_dir() else "no folder"
-        raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
+    out = session.out
+    refuse_other(out, session.recipe)
     out.mkdir(parents=True, exist_ok=True)
     if is_main() and not _trained(out):
         _write_manifest(session)
+
+
+def refuse_other(out: Path, recipe: Recipe) -> None:
+    """Raises ConfigError if a folder holds something else than a run, or a run of another recipe."""
+    if (out / MANIFEST).exists():
+        _refuse_another(out, recipe)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        state = "not empty" if out.is_dir() else "no folder"
+        raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
 
 
 def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -24,9 +24,9 @@ from flowopd.configs import (
     WatchConfig,
 )
 from flowopd.errors import ConfigError
-from flowopd.hub import located
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
+from flowopd.shipped import shipped_recipe, shipped_recipes
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -94,8 +94,8 @@ class Recipe(Strict):
 
 def recipe_path(name: str) -> Path:
     """A recipe by path, or by name among those that ship with the package."""
-    shipped = located("package:recipes") / name.removeprefix("recipes/")
-    return shipped if not Path(name).exists() and shipped.exists() else Path(name)
+    shipped = None if Path(name).exists() else shipped_recipe(name)
+    return shipped or Path(name)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -112,7 +112,9 @@ def read_tree(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"recipe {path} does not exist; recipes/ holds some to start from") from None
+        near = get_close_matches(Path(path).stem, shipped_recipes(), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "`flowopd recipes` lists some to start from"
+        raise ConfigError(f"recipe {path} does not exist; {mend}") from None
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

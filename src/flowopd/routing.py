@@ -41,7 +41,9 @@ def checked(routes: Tensor, samples: int, teachers: int) -> Tensor:
     """
     if tuple(routes.shape) != (samples, teachers):
         shape = tuple(routes.shape)
-        raise DataError(f"the router gave routes {shape} for {samples} samples and {teachers} teachers; one row a sample")
+        raise DataError(
+            f"the router gave routes {shape} for {samples} samples and {teachers} teachers; one row a sample"
+        )
     routes = routes.float()
     sums = routes.sum(1)
     if not (routes >= 0).all() or ((sums - 1).abs() > 1e-4).any():

@@ -40,8 +40,8 @@ Router = Callable[[Sequence[Prompt]], Routes]
 class Own:
     """What a caller brings, in Python, in place of what a recipe's words stand for; None is the recipe's.
 
-    `router` replaces `routes`, `objective` the loss of `distill.loss` (see `step.Estimator`); `on_update` hears of every
-    update of a trained stage, and may end it.
+    `router` replaces `routes`, `objective` the loss of `distill.loss` (see `step.Estimator`); `on_update` hears of
+    every update of a trained stage, and may end it.
     """
 
     router: Router | None = None

@@ -154,7 +154,10 @@ MISTAKES = {
     ),
     "a folder of other things": ("run {recipe} --out {prompts}", ["{prompts}", "not empty", "choose another --out"]),
     "a file as folder": ("run {recipe} --out {recipe}", ["{recipe}", "choose another --out"]),
-    "a recipe that is not there": ("run {here}/no.yaml --out {out}", ["{here}/no.yaml", "does not exist", "recipes/"]),
+    "a recipe that is not there": (
+        "run {here}/no.yaml --out {out}",
+        ["{here}/no.yaml", "does not exist", "`flowopd recipes`"],
+    ),
     "a recipe for the doctor that is not there": ("doctor {here}/no.yaml", ["{here}/no.yaml", "does not exist"]),
     "an unknown key for the doctor": ("doctor {recipe} --set distil.seed=1", ["'distil'", "did you mean 'distill'"]),
     "a recipe that is a folder": ("run {empty} --out {out}", ["{empty}"]),

@@ -30,6 +30,8 @@ MATHS = (
 )
 PARTS = ("hub", "models", "lora_file", "merge", "adapters", "formats", "conditioning", "prompts", "mini", "rewards")
 RUNNING = (
+    "quiet",
+    "shipped",
     "processes",
     "sampling",
     "step",
@@ -39,6 +41,7 @@ RUNNING = (
     "configs",
     "recipe",
     "suite",
+    "schema",
     "results",
     "session",
     "stages",
@@ -159,7 +162,7 @@ def library_faults(module, tree, known):
 
 
 def late_faults(module, tree, known):
-    """Imports by a computed name, away from the two places that need them."""
+    """Imports by a computed name, away from the places that need them."""
     named = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(tree)}
     return [f"{module} uses {name}" for name in sorted(named & {"import_module", "__import__"}) if module not in LATE]
 

@@ -7,21 +7,52 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import Annotated
 
 import typer
 
-from flowopd.cli import checking, mini, models, serving, training
+from flowopd.cli import checking, mini, models, recipes, serving, training
+from flowopd.cli.manners import mannered
 from flowopd.errors import FlowOpdError
+from flowopd.quiet import DEBUG, QUIET, is_on
 
-app = typer.Typer(
-    help="On-policy distillation for flow-matching text-to-image models: several experts in, one model out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+ABOUT = "On-policy distillation for flow-matching text-to-image models: several experts in, one model out."
+WELCOME = f"""{ABOUT}
+
+  flowopd demo      three shipped experts become one model, here, on a CPU, in minutes
+  flowopd init      a recipe for your own base and experts, after a few questions
+  flowopd doctor    what this machine lacks, before a run does
+
+`flowopd --help` lists all commands, `flowopd COMMAND --help` explains one with an example."""
+
+app = typer.Typer(help=ABOUT, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"flowopd {version('flowopd')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def welcome(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and end.")
+    ] = False,
+) -> None:
+    """On-policy distillation for flow-matching text-to-image models: several experts in, one model out."""
+    if context.invoked_subcommand is None:
+        typer.echo(WELCOME)
+
+
 PANELS = {
     "Train": {
         "demo": training.demo,
+        "init": recipes.init,
         "run": training.run,
         "teacher": training.teacher,
         "merge": training.merge,
@@ -39,20 +70,42 @@ PANELS = {
 }
 for panel, commands in PANELS.items():
     for name, command in commands.items():
-        app.command(name, rich_help_panel=panel)(command)
+        app.command(name, rich_help_panel=panel)(mannered(command))
+
+shelf = typer.Typer(invoke_without_command=True, callback=recipes.recipes)
+for command in (recipes.show, recipes.schema):
+    shelf.command()(mannered(command))
+app.add_typer(shelf, name="recipes", rich_help_panel="Before a run")
 
 world = typer.Typer(help="The mini world: how its base, prompts and judges were made.", no_args_is_help=True)
 for command in (mini.pretrain, mini.prompts):
-    world.command()(command)
+    world.command()(mannered(command))
 app.add_typer(world, name="mini", rich_help_panel="Before a run")
 
 
 def main() -> None:
-    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours."""
+    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours.
+
+    An error is one line; its traceback is shown where --debug or FLOWOPD_DEBUG asks for it.
+    """
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    before = {name: os.environ.get(name) for name in (QUIET, DEBUG)}
     try:
         app()
     except FlowOpdError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+        _fail(error, f"error: {error}", 2)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        _fail(error, f"failed: {type(error).__name__}: {said}; run again with --debug for the traceback", 1)
+    finally:
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+        for name in [name for name, value in before.items() if value is None]:
+            os.environ.pop(name, None)
+
+
+def _fail(error: Exception, line: str, code: int) -> None:
+    if is_on(DEBUG):
+        traceback.print_exception(error)
+    typer.secho(line, fg="red", err=True)
+    sys.exit(code)

@@ -54,7 +54,9 @@ class OwnEntry:
         takes_device = "device" in inspect.signature(maker).parameters
         reward = maker(device=device) if takes_device else maker()
         if not callable(reward):
-            raise ConfigError(f"reward {name} makes a {type(reward).__name__}, which cannot be called; give it __call__")
+            raise ConfigError(
+                f"reward {name} makes a {type(reward).__name__}, which cannot be called; give it __call__"
+            )
         return Checked(name, reward)
 
     def _maker(self, name: str) -> Callable[..., Any]:

@@ -91,8 +91,8 @@ def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConf
     """A reward, ready to score: its nets on `device`, or on the server at `config.url`.
 
     It is one of REWARDS, one that an installed package announces in the entry points of `flowopd.rewards`, or any class
-    by `module:Class` (see `rewards.own`). Raises ConfigError as `check_reward` does, for a server that is not there, and
-    for a device that is not here.
+    by `module:Class` (see `rewards.own`). Raises ConfigError as `check_reward` does, for a server that is not there,
+    and for a device that is not here.
     """
     config = config or JudgeConfig()
     check_reward(name, config)
