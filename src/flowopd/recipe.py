@@ -38,26 +38,33 @@ RUN = ("base", "revision", "resolution", "dtype", "t5")
 class Recipe(Strict):
     """A whole run. A stage whose part is missing is left out."""
 
-    base: str
-    revision: str | None = None
-    seed: int = 0
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    base: str = Field(description="folder, hub id or package: name of a pipeline")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    seed: int = Field(0, description="of everything random")
+    device: str | None = Field(None, description="such as cuda or cpu; none is the best there is")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen base; what is trained, its gradient and its optimiser are float32"
+    )
     t5: bool = Field(True, description="encode prompts by T5 too; without it by the two CLIPs alone")
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, far less memory")
     compile: bool = Field(False, description="compile the transformer's blocks by torch.compile")
     resolution: int | None = Field(None, ge=1, description="side of the pictures in pixels; none is the model's own")
-    prompts: dict[str, PromptFiles] = Field({})
-    teachers: dict[str, TeacherConfig] = Field({})
+    prompts: dict[str, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
+    teachers: dict[str, TeacherConfig] = Field({}, description="the experts by name")
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
-    coldstart: MergeConfig | SftConfig | None = Field(None, discriminator="kind")
-    grpo_mix: MixConfig | None = None
-    distill: DistillConfig | None = None
+    coldstart: MergeConfig | SftConfig | None = Field(
+        None, discriminator="kind", description="what the student starts from; none is the base"
+    )
+    grpo_mix: MixConfig | None = Field(None, description="the baseline: one policy on all rewards at once")
+    distill: DistillConfig | None = Field(None, description="on-policy distillation")
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     trust: tuple[str, ...] = Field((), description="rewards by module:Class whose code this recipe may run")
-    evaluate: EvaluateConfig | None = None
-    samples: SamplesConfig = SamplesConfig()
-    watch: WatchConfig = WatchConfig()
+    evaluate: EvaluateConfig | None = Field(None, description="the table of all models")
+    samples: SamplesConfig = Field(SamplesConfig(), description="the wall of pictures in the report")
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = Field(
+        None, description="where metrics go besides metrics.jsonl; none is TensorBoard, if it is installed"
+    )
+    watch: WatchConfig = Field(WatchConfig(), description="when a reward that says nothing stops a training")
 
     @model_validator(mode="after")
     def _a_mix_has_its_start(self) -> Recipe:

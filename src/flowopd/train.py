@@ -24,14 +24,14 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    updates: int = Field(300, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    updates: int = Field(300, ge=1, description="updates in all")
+    learning_rate: float = Field(3e-4, gt=0, description="AdamW's, after the warm-up")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     warmup: int = Field(5, ge=0, description="updates over which the learning rate rises to its value")
     decay: bool = Field(False, description="let the learning rate fall to a tenth along a cosine")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights a stage ends with; 0 is off")
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(50, ge=1, description="updates between two checkpoints")
 
 
 class Average:
