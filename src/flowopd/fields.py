@@ -81,9 +81,9 @@ class FieldDistiller:
     def _train(self, out: Path, on_update: OnUpdate | None) -> None:
         config, parameters = self.config, self._trained()
         update = DistillUpdate(config, Place(self.shape, self.seed), self._lesson(), self._route(), *self._material())
-        trainer = Trainer(parameters, config.optim)
+        trainer, samples = Trainer(parameters, config.optim), config.samples_per_label * len(self.conditions)
         checkpoints = Checkpoints(out / "checkpoints" / "distill", self._identity())
-        trainer.run(update, Tracker(out, "distill", config.optim.updates, on_update), checkpoints)
+        trainer.run(update, Tracker(out, "distill", config.optim.updates, on_update, samples=samples), checkpoints)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.student.named_parameters() if p.requires_grad}

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from flowopd.configs import MetricConfig, RewardConfig
 from flowopd.errors import ConfigError
@@ -27,8 +28,9 @@ from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
-from flowopd.stages.summary import write_summary
+from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
+from flowopd.tracking.boards import check_boards
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -94,8 +96,15 @@ def judge(session: Session) -> Results:
     """
     results, out = evaluate(session), session.out
     draw_wall(session, session.recipe.evaluate)
-    only_main(lambda: (write_report(out), write_summary(out)))
+    only_main(lambda: (write_report(out), write_summary(out), _show_wall(session)))
     return results
+
+
+def _show_wall(session: Session) -> None:
+    """The wall of pictures on the run's boards."""
+    if (session.out / WALL).exists():
+        with Image.open(session.out / WALL) as picture:
+            session.show("wall", picture)
 
 
 def _missing(folder: Path) -> bool:
@@ -106,11 +115,12 @@ def _missing(folder: Path) -> bool:
 def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
-    Raises ConfigError for an unknown reward or teacher and for a judge elsewhere that a stage to come needs and that is
-    not there, CheckpointError for a missing adapter, DataError for prompt files that cannot be read and labels without
-    a route.
+    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, and a judge elsewhere that a
+    stage to come needs and that is not there; CheckpointError for a missing adapter, DataError for prompt files that
+    cannot be read and labels without a route.
     """
     recipe = session.recipe
+    check_boards(recipe.track)
     _check_rewards(recipe)
     session.reach_judges(_due(session))
     for train in recipe.rewarded():

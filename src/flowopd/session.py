@@ -7,8 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from flowopd import conditioning
 from flowopd.adapters import Adapters
@@ -25,7 +27,7 @@ from flowopd.rewards import Reward, make_reward
 from flowopd.routing import LabelRouter, checked
 from flowopd.shapes import Routes
 from flowopd.step import Estimator
-from flowopd.tracking import OnUpdate, Tracker
+from flowopd.tracking import OnUpdate, Tracker, show_picture
 from flowopd.velocity import VelocityField, guided
 
 BASE = "base"
@@ -186,9 +188,18 @@ class Session:
         router = self.router(labels)
         return lambda prompts: router([prompt.label for prompt in prompts])
 
-    def tracker(self, stage: str, updates: int) -> Tracker:
-        """Where a stage of so many updates is written down and shown."""
-        return Tracker(self.out, stage, updates, self.own.on_update)
+    def tracker(self, stage: str, updates: int, samples: int = 0) -> Tracker:
+        """Where a stage of so many updates, of so many samples each, is written down and shown."""
+        track, on_update = self.recipe.track, self.own.on_update
+        return Tracker(self.out, stage, updates, on_update, samples=samples, track=track, settings=self._told())
+
+    def show(self, name: str, picture: Image.Image) -> None:
+        """A picture of the run, where its metrics go."""
+        show_picture(self.out, name, picture, self.recipe.track, self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """What boards show of the recipe: the keys that it gives."""
+        return self.recipe.model_dump(mode="json", exclude_unset=True)
 
     def field(self, name: str, guidance: float, conditioning: Conditioning) -> VelocityField:
         """The guided velocity of the base, of the base with an adapter, or of a whole teacher, as far as loaded."""

@@ -83,7 +83,7 @@ class Trainer:
                         checkpoints.save(step, self._state())
                     raise
                 metrics = {name: float(value) for name, value in told.items()}
-                tracker.log(step, metrics, _note(metrics))
+                tracker.log(step, metrics)
                 last = tracker.ends(step, metrics) or step + 1 == self.config.updates
                 if (last or (step + 1) % self.config.checkpoint_every == 0) and is_main():
                     checkpoints.save(step + 1, self._state())
@@ -131,8 +131,3 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.average.updates = found.step
         return found.step
-
-
-def _note(metrics: Mapping[str, float]) -> str:
-    shown = [name for name in ("reward", "gap", "loss") if name in metrics][:1]
-    return " ".join(f"{name} {metrics[name]:.4g}" for name in shown)

@@ -15,6 +15,8 @@ from flowopd.quiet import DEBUG, QUIET
 from flowopd.recipe import load_recipe, make_recipe
 from flowopd.shipped import shipped_recipe, shipped_recipes
 
+STAGES = ("coldstart", "distill", "eval")
+
 
 @pytest.fixture
 def recipe(world, tmp_path):
@@ -114,7 +116,7 @@ def files(folder):
 def test_a_dry_run_shows_the_whole_recipe_and_the_stages_and_writes_nothing(flowopd, recipe, tmp_path):
     shown = flowopd("run", recipe, "--set", "seed=5", "--out", tmp_path / "out", "--dry-run")
     assert shown.code == 0 and not (tmp_path / "out").exists()
-    assert shown.out.splitlines()[:3] == ["# coldstart: to do", "# distill: to do", "# eval: to do"]
+    assert shown.out.splitlines()[:4] == [f"--- # {tmp_path / 'out'}", *(f"# {name}: to do" for name in STAGES)]
     assert make_recipe(yaml.safe_load(shown.out)) == load_recipe(recipe, ["seed=5"])
     assert yaml.safe_load(shown.out)["distill"]["optim"]["max_grad_norm"] == 1.0
 
@@ -122,13 +124,21 @@ def test_a_dry_run_shows_the_whole_recipe_and_the_stages_and_writes_nothing(flow
 def test_a_dry_run_of_a_finished_run_skips_what_is_done(flowopd, recipe, done):
     before = files(done)
     shown = flowopd("run", recipe, "--out", done, "--dry-run")
-    assert shown.out.splitlines()[:3] == ["# coldstart: done, skipped", "# distill: done, skipped", "# eval: to do"]
+    assert shown.out.splitlines()[1:4] == ["# coldstart: done, skipped", "# distill: done, skipped", "# eval: to do"]
     assert files(done) == before
 
 
 def test_a_dry_run_finds_the_folder_of_another_run(flowopd, recipe, done):
     refused = flowopd("run", recipe, "--set", "seed=7", "--out", done, "--dry-run")
     assert refused.code == 2 and "another seed" in refused.err
+
+
+def test_a_dry_run_of_a_suite_shows_every_run(flowopd, recipe, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(json.dumps({"rows": {"a": {"recipe": recipe.name, "seeds": [0, 1]}}}))
+    shown = flowopd("run", suite, "--out", tmp_path / "out", "--dry-run")
+    assert [tree["seed"] for tree in yaml.safe_load_all(shown.out)] == [0, 1]
+    assert f"--- # {tmp_path / 'out' / 'a' / 'seed-1'}" in shown.out and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
 
     with session.adapters.using(STARTED):
         checkpoints = Checkpoints(session.out / "checkpoints" / "sft", identity)
-        trainer.run(update, session.tracker("sft", config.optim.updates), checkpoints)
+        trainer.run(update, session.tracker("sft", config.optim.updates, config.batch), checkpoints)
     folder = session.out / STARTED
     only_main(lambda: write_lora(folder, session.adapters.lora(STARTED), session.recipe.base))
     return folder

@@ -53,7 +53,11 @@ def distill(session: Session) -> Path:
     update = DistillUpdate(config, place, _distillation(session, teachers, conditioning), route, prompts, conditioning)
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     with session.adapters.using(STUDENT):
-        trainer.run(update, session.tracker("distill", config.optim.updates), checkpoints)
+        trainer.run(
+            update,
+            session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts)),
+            checkpoints,
+        )
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     only_main(lambda: (write_diffusers_lora(folder, student), write_lora(folder, student, session.recipe.base)))

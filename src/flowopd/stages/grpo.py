@@ -62,7 +62,8 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
         update = _Update(session, policy, tasks, conditioning)
-        trainer.run(update, session.tracker(policy.stage, policy.config.optim.updates), checkpoints)
+        images = policy.config.prompts_per_update * policy.config.group
+        trainer.run(update, session.tracker(policy.stage, policy.config.optim.updates, images), checkpoints)
     folder = session.out / policy.folder
     only_main(lambda: write_lora(folder, session.adapters.lora(policy.name), session.recipe.base))
     return folder
