@@ -193,6 +193,8 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{where} is missing; add it"
+    if first["type"] == "model_type":
+        return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
     return f"{where}: {first['msg']}, got {str(first['input'])[:80]!r}"
 
 

@@ -24,6 +24,7 @@ from flowopd.processes import own_rows, state, wait
 from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
 from flowopd.recipe import Recipe
 from flowopd.rewards import Reward, make_reward
+from flowopd.rewards.registry import check_device
 from flowopd.routing import LabelRouter, checked
 from flowopd.shapes import Routes
 from flowopd.step import Estimator
@@ -80,7 +81,8 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where everything runs: the recipe's device, or the best there is."""
+        """Where everything runs: the recipe's device, or the best. Raises ConfigError for one that is not here."""
+        check_device(self.recipe.device or state().device)
         return torch.device(self.recipe.device or state().device)
 
     @cached_property
@@ -117,7 +119,9 @@ class Session:
         source = getattr(files, split) if files else None
         if source is None:
             known = ", ".join(sorted(self.recipe.prompts)) or "none"
-            raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); add prompts.{label}.{split}")
+            flag = f", or --prompts {label}=FILE" if split == "train" else ""
+            mend = f"add prompts.{label}.{split}{flag}"
+            raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); {mend}")
         return read_prompts(_located(source), label)
 
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
@@ -173,9 +177,11 @@ class Session:
     def router(self, labels: Sequence[str]) -> LabelRouter:
         """The recipe's routes, by default from each teacher's name to that teacher.
 
-        Raises DataError for one of these labels without a route.
+        Raises DataError for one of these labels without a route, ConfigError if there is no teacher.
         """
         teachers = list(self.recipe.teachers)
+        if not teachers:
+            raise ConfigError("there is nobody to learn from; add `teachers`, or give --teacher NAME=ADAPTER")
         table = self.recipe.routes or dict(zip(teachers, teachers, strict=True))
         router = LabelRouter(table, teachers)
         router(labels)

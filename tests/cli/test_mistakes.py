@@ -100,6 +100,50 @@ MISTAKES = {
         "run {recipe} --out {out} --set distill.optim.update=3",
         ["'distill.optim.update'", "did you mean 'updates'"],
     ),
+    "no base at all": ("distill --out {out}", ["which base?", "--base", "--config"]),
+    "a value in place of a part": ("run {recipe} --set distill=5 --out {out}", ["distill must be a mapping", "'5'"]),
+    "a file of prompts that is empty": (
+        "distill --base {base} --teacher a={composition} --prompts a={hollow} --out {out}",
+        ["{hollow}", "holds no prompt", "one a line"],
+    ),
+    "an expert without prompts": ("teacher --reward ocr --base {base} --out {out}", ["'ocr'", "--prompts ocr=FILE"]),
+    "a teacher without a path": ("merge --base {base} --teacher a= --out {out}", ["'a='", "NAME=PATH"]),
+    "a device that is not here": ("run {recipe} --set device=cuda:77 --out {out}", ["cuda:77", "take cpu"]),
+    "a device that is no device": ("run {recipe} --set device=tpuu --out {out}", ["tpuu", "take cpu"]),
+    "a tracker that there is not": ("run {recipe} --track mlflow --out {out}", ["track", "'wandb'", "'mlflow'"]),
+    "a tracker that is not installed": ("run {recipe} --track trackio --out {out}", ["trackio", "pip install trackio"]),
+    "a GPU that is not known": ("plan {recipe} --gpu 4090", ["'4090'", "did you mean 'rtx4090'", "--flops"]),
+    "a shipped recipe that there is not": ("recipes show mini-dem", ["'mini-dem'", "mini-demo"]),
+    "a shipped recipe with a typo": ("run mini-dmo --out {out}", ["mini-dmo", "did you mean 'mini-demo'"]),
+    "a recipe over a file that is there": (
+        "init --base {base} --teacher a={composition} --prompts a={ringed} --gpu cpu --to {recipe}",
+        ["{recipe} exists", "--to"],
+    ),
+    "questions that nobody answers": (
+        "init --base {base} --to {here}/new.yaml",
+        ["--teacher, --prompts, --gpu", "terminal"],
+    ),
+    "an expert of init without prompts": (
+        "init --base {base} --teacher a={composition} --prompts b={ringed} --gpu cpu --to {here}/new.yaml",
+        ["'a'", "--teacher a=ADAPTER", "--prompts a=FILE"],
+    ),
+    "hardware that is not known": (
+        "init --base {base} --teacher a={composition} --prompts a={ringed} --gpu h1000 --to {here}/new.yaml",
+        ["'h1000'", "did you mean 'h100'", "cpu"],
+    ),
+    "code that a recipe does not trust": (
+        "run {recipe} --set evaluate.metrics.quality.reward=os:abort --out {out}",
+        ["os:abort is code", "--set trust=[os:abort]"],
+    ),
+    "code that is not there": (
+        "run {recipe} --set evaluate.metrics.quality.reward=no.where:X --set trust=[no.where:X] --out {out}",
+        ["no.where", "cannot be imported", "PYTHONPATH"],
+    ),
+    "sample before there is a student": (
+        "sample --config {recipe} --out {out} -p x --to {here}/to",
+        ["'student'", "there are: base"],
+    ),
+    "report before anything ran": ("report --out {out}", ["{out}", "give the folder of a run"]),
     "a missing key": ("run {baseless} --out {out}", ["{baseless}", "base is missing", "add it"]),
     "a broken line of prompts": (
         "distill --base {base} --teacher a={composition} --prompts a={broken} --out {out}",
@@ -269,6 +313,7 @@ def broken(tmp_path_factory, world):
         "holed": without(here / "holed", expert, "0.attn.to_q.lora_B.weight", "0.attn.to_q.lora_A.weight"),
         "broken": written(here / "broken.jsonl", ring + '{"prompt": \n'),
         "wordless": written(here / "wordless.jsonl", '{"text": "a ring"}\n' + ring),
+        "hollow": written(here / "hollow.txt", "\n"),
         "ringed": written(here / "ringed.jsonl", ring),
         "recipe": written(here / "recipe.yaml", tree),
         "misspelt": written(here / "misspelt.yaml", tree.replace('"distill"', '"distil"')),

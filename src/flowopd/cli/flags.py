@@ -121,7 +121,7 @@ def existing_session(config: Path | None, sets: list[str], out: Path) -> Session
 def recipe_tree(
     config: Path | None, base: str | None, no_t5: bool, teachers: list[str] | None, prompts: list[str] | None
 ) -> dict[str, Any]:
-    """A recipe's plain values: the file's, changed by flags."""
+    """A recipe's plain values: the file's, changed by flags. Raises ConfigError if neither names a base."""
     from flowopd.recipe import load_recipe, recipe_path
 
     tree: dict[str, Any] = {}
@@ -129,6 +129,8 @@ def recipe_tree(
         tree = load_recipe(recipe_path(str(config))).model_dump(mode="json", exclude_unset=True)
     if base is not None:
         tree["base"] = base
+    if "base" not in tree:
+        raise ConfigError("which base? give --base FOLDER or hub id, or a recipe with --config")
     if no_t5:
         tree["t5"] = False
     for name, folder in pairs(teachers, "--teacher"):

@@ -23,7 +23,7 @@ from flowopd.prompts import DATASET
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.session import Session
-from flowopd.stages.plan import GIB, GPUS, Plan, plan
+from flowopd.stages.plan import GIB, GPUS, Plan, plan, unknown_gpu
 
 BASES: Mapping[str, str] = {
     "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
@@ -135,7 +135,7 @@ def _memory(hardware: str) -> float:
     if hardware == CPU:
         return psutil.virtual_memory().total / GIB
     if hardware not in GPUS:
-        raise ConfigError(f"there is no GPU {hardware!r}; known: {', '.join(hardware_names())}")
+        raise ConfigError(f"{unknown_gpu(hardware)}, and {CPU}")
     return GPUS[hardware].memory
 
 

@@ -53,9 +53,14 @@ def open_screen(stage: str, total: int, samples: int) -> Screen:
 
     Of several processes the main one shows; FLOWOPD_QUIET shows nothing.
     """
-    if not is_main() or is_on(QUIET):
+    if not shows():
         return Silent()
     return Bar(stage, total, samples) if console.is_terminal else Lines(stage, total, samples)
+
+
+def shows() -> bool:
+    """Whether this process shows progress at all."""
+    return is_main() and not is_on(QUIET)
 
 
 class Silent:
