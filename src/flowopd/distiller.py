@@ -14,6 +14,7 @@ from flowopd.prompts import Prompt, write_prompts
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Router, Session
+from flowopd.stages.export import export
 from flowopd.stages.sample import draw_to
 from flowopd.step import Estimator
 from flowopd.tracking import OnUpdate
@@ -85,6 +86,13 @@ class Distiller:
         name, or a file is in the way.
         """
         return draw_to(self._session, model, prompts, seed, Path(to))
+
+    def export(self, *to: str, model: str = "student", **options: Any) -> list[Path]:
+        """A model of the run in the forms that others read, `diffusers` by default; returns the folders.
+
+        `to` names formats: diffusers, peft, comfyui, merged. `options` and what is raised are `stages.export.export`'s.
+        """
+        return export(self._session, to or ("diffusers",), model, **options)
 
     @cached_property
     def _session(self) -> Session:

@@ -26,7 +26,7 @@ def made(world, distilling, tmp_path):
     return make
 
 
-def test_it_trains_judges_and_draws(made, tmp_path):
+def test_it_trains_judges_draws_and_exports(made, tmp_path):
     metrics = {"quality": {"reward": "mini_quality", "prompts": "quality", "owner": "quality"}}
     distiller = made(evaluate={"metrics": metrics, "sampling": {"steps": 2}})
     assert read_lora(distiller.train()).modules
@@ -36,6 +36,8 @@ def test_it_trains_judges_and_draws(made, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
     (file,) = distiller.sample(["a ring"], tmp_path / "pictures", model="merge")
     assert Image.open(file).size == (64, 64)
+    assert [folder.name for folder in distiller.export("peft", "comfyui")] == ["peft", "comfyui"]
+    assert read_lora(tmp_path / "out" / "export" / "peft").modules
 
 
 def test_short_forms_mean_what_a_recipe_says_at_length(world, tmp_path):

@@ -6,16 +6,12 @@ torch and the model libraries take seconds to import, so a command imports what 
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from typing import Annotated
 
 import typer
 
 from flowopd.cli import checking, mini, models, recipes, serving, training
-from flowopd.cli.manners import mannered
-from flowopd.errors import FlowOpdError
-from flowopd.quiet import DEBUG, QUIET, is_on
+from flowopd.cli.manners import OneLine, mannered
 
 ABOUT = "On-policy distillation for flow-matching text-to-image models: several experts in, one model out."
 WELCOME = f"""{ABOUT}
@@ -90,22 +86,5 @@ def main() -> None:
     """
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    before = {name: os.environ.get(name) for name in (QUIET, DEBUG)}
-    try:
+    with OneLine():
         app()
-    except FlowOpdError as error:
-        _fail(error, f"error: {error}", 2)
-    except Exception as error:
-        said = " ".join(str(error).split())
-        _fail(error, f"failed: {type(error).__name__}: {said}; run again with --debug for the traceback", 1)
-    finally:
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-        for name in [name for name, value in before.items() if value is None]:
-            os.environ.pop(name, None)
-
-
-def _fail(error: Exception, line: str, code: int) -> None:
-    if is_on(DEBUG):
-        traceback.print_exception(error)
-    typer.secho(line, fg="red", err=True)
-    sys.exit(code)

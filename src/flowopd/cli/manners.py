@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
-from flowopd.quiet import DEBUG, QUIET
+from flowopd.errors import FlowOpdError
+from flowopd.quiet import DEBUG, QUIET, is_on
 
 PANEL = "Manners"
 
@@ -44,3 +48,34 @@ def mannered(command: Callable[..., None]) -> Callable[..., None]:
     polite.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     polite.__annotations__ = {**command.__annotations__, **extra}
     return polite
+
+
+class OneLine:
+    """Inside, an error ends the program in one line: code 2 for a user's mistake, 1 for a failure of ours.
+
+    What --quiet and --debug have set holds no longer than this.
+    """
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in (QUIET, DEBUG)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        debug = is_on(DEBUG)
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if isinstance(error, FlowOpdError):
+            _end(error, f"error: {error}", 2, debug)
+        if isinstance(error, Exception):
+            said = " ".join(str(error).split())
+            _end(error, f"failed: {kind.__name__}: {said}; run again with --debug for the traceback", 1, debug)
+
+
+def _end(error: Exception, line: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    typer.secho(line, fg="red", err=True)
+    sys.exit(code)

@@ -13,39 +13,47 @@ ADDRESS, LIMITS = "Address", "Limits"
 """Groups of options: where it is served and to whom, and what a request may take."""
 
 
+Host = Annotated[
+    str,
+    typer.Option(help="Address to serve on; any but this machine's own needs a token.", rich_help_panel=ADDRESS),
+]
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to serve on; 0 is any that is free.", rich_help_panel=ADDRESS)
+]
+TokenEnv = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the environment variable that holds the token clients must send.",
+        show_default=False,
+        rich_help_panel=ADDRESS,
+    ),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Or the file that holds it.", show_default=False, rich_help_panel=ADDRESS)
+]
+Device = Annotated[
+    str, typer.Option(help="Where the reward's models run: cpu, cuda, cuda:1.", rich_help_panel=HARDWARE)
+]
+MaxMib = Annotated[int, typer.Option(min=1, help="Largest request, in MiB.", rich_help_panel=LIMITS)]
+MaxPictures = Annotated[int, typer.Option(min=1, help="Most pictures in a request.", rich_help_panel=LIMITS)]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.", rich_help_panel=LIMITS)]
+JudgeSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a judge's key: model=FOLDER.", show_default=False, rich_help_panel=RECIPE),
+]
+
+
 def serve_reward(
     name: Annotated[str, typer.Argument(help="A reward's name, such as geneval.")],
-    host: Annotated[
-        str,
-        typer.Option(help="Address to serve on; any but this machine's own needs a token.", rich_help_panel=ADDRESS),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to serve on; 0 is any that is free.", rich_help_panel=ADDRESS)
-    ] = 8765,
-    device: Annotated[
-        str, typer.Option(help="Where the reward's models run: cpu, cuda, cuda:1.", rich_help_panel=HARDWARE)
-    ] = "cpu",
-    token_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the environment variable that holds the token clients must send.",
-            show_default=False,
-            rich_help_panel=ADDRESS,
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="Or the file that holds it.", show_default=False, rich_help_panel=ADDRESS),
-    ] = None,
-    max_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.", rich_help_panel=LIMITS)] = 64,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Most pictures in a request.", rich_help_panel=LIMITS)] = 256,
-    deadline: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a request may take.", rich_help_panel=LIMITS)
-    ] = 60.0,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a judge's key: model=FOLDER.", show_default=False, rich_help_panel=RECIPE),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    device: Device = "cpu",
+    token_env: TokenEnv = None,
+    token_file: TokenFile = None,
+    max_mib: MaxMib = 64,
+    max_pictures: MaxPictures = 256,
+    deadline: Deadline = 60.0,
+    sets: JudgeSets = None,
 ) -> None:
     """Serve a reward that needs an environment or a machine of its own, until Ctrl-C.
 
