@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -18,6 +18,18 @@ acceptance: .venv/ready
 # One update of the real transformer's size on a CPU: about ten minutes, 12 GiB of memory and 10 GiB of disk.
 full-size: .venv/ready
 	$(BIN)/python -m pytest -m slow tests/acceptance/test_full_size.py -s
+
+# Every page of the studio in headless Chromium; skipped where there is none (apt-get install chromium).
+browser: .venv/ready
+	$(BIN)/python -m pytest tests/studio/test_browser.py -rs
+
+# The studio on 50 runs of 10,000 updates: time of the first paint, delay of news, memory. Needs 700 MB of disk.
+studio-scale: .venv/ready
+	$(BIN)/python -m pytest -m slow tests/acceptance/test_studio_scale.py -s -rs
+
+# Runs of every trained stage, killed ten times each, by one process and by two: a few minutes.
+robustness: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/stages/test_kills.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

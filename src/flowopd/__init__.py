@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flowopd.configs import DistillConfig
     from flowopd.distiller import Distiller
     from flowopd.dynamics import Cps, FlowSde, Ode
-    from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError, NumericsError
+    from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError, Interrupted, NumericsError
     from flowopd.fields import FieldDistiller
     from flowopd.gaussian import Gaussian
     from flowopd.models import open_model
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flowopd.stages.doctor import doctor
     from flowopd.stages.evaluate import evaluate
     from flowopd.stages.export import export
-    from flowopd.stages.report import write_report
+    from flowopd.stages.report.page import write_report
     from flowopd.stages.teacher import train_teacher
     from flowopd.types import Condition, Step
     from flowopd.velocity import VelocityField, guided
@@ -44,7 +44,7 @@ _HOMES = {
     "configs": ("DistillConfig",),
     "distiller": ("Distiller",),
     "dynamics": ("Cps", "FlowSde", "Ode"),
-    "errors": ("CheckpointError", "ConfigError", "DataError", "FlowOpdError", "NumericsError"),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "FlowOpdError", "Interrupted", "NumericsError"),
     "fields": ("FieldDistiller",),
     "gaussian": ("Gaussian",),
     "models": ("open_model",),
@@ -61,7 +61,7 @@ _HOMES = {
     "stages.doctor": ("doctor",),
     "stages.evaluate": ("evaluate",),
     "stages.export": ("export",),
-    "stages.report": ("write_report",),
+    "stages.report.page": ("write_report",),
     "stages.teacher": ("train_teacher",),
     "types": ("Condition", "Step"),
     "velocity": ("VelocityField", "guided"),
@@ -84,6 +84,7 @@ __all__ = [
     "FlowSde",
     "Gaussian",
     "Grpo",
+    "Interrupted",
     "LabelRouter",
     "NumericsError",
     "Ode",

@@ -1,91 +1,138 @@
-"""Resumable state: tensors as safetensors and facts as JSON, written aside and renamed, verified when read."""
+"""Resumable state: tensors as safetensors and facts as JSON in a sealed folder, verified when read."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import math
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load
 from torch import Tensor
 
+from flowopd.durable import fault, packed, remove_folder, remove_strays, write_folder
 from flowopd.errors import CheckpointError
+from flowopd.identity import differences
+from flowopd.processes import is_main
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 
 
+class BestConfig(BaseModel):
+    """Which checkpoint to keep besides the last ones: that whose last update had the smallest or largest metric."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str = Field(description="a metric that the stage logs")
+    mode: Literal["min", "max"] = Field("min", description="whether the smallest or the largest is the best")
+
+
+@dataclass(frozen=True)
+class Log:
+    """What was logged when a checkpoint was made: rows of its stage in metrics.jsonl, and the last one's metrics."""
+
+    rows: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` updates: its tensors by name, and what the run was (`identity`)."""
+    """The state after `step` updates: its tensors by name, what the run was (`identity`), what was logged."""
 
     step: int
     tensors: Mapping[str, Tensor]
     identity: Mapping[str, Any]
+    log: Log
 
 
 class Checkpoints:
-    """The checkpoints of one stage, `step-N` folders in `folder`; the last `keep` of them stay."""
+    """The checkpoints of one stage, `step-N` folders in `folder`."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
-        self.folder, self.identity, self.keep = folder, dict(identity), keep
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep this state; a reader finds all of it or nothing of it."""
-        target, aside = self.folder / f"step-{step}", self.folder / f".step-{step}.{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
-        facts = {"step": step, "identity": self.identity, "sha256": _hash(aside / TENSORS)}
-        (aside / FACTS).write_text(json.dumps(facts, indent=1))
-        for file in (aside / TENSORS, aside / FACTS):
-            _flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        for old in self._steps()[: -self.keep]:
-            shutil.rmtree(self.folder / f"step-{old}")
+    def save(self, step: int, tensors: Mapping[str, Tensor], log: Log | None = None) -> None:
+        """Keep this state; a reader finds all of it or nothing of it.
+
+        Raises CheckpointError if it cannot be written; the checkpoints before it stay.
+        """
+        remove_strays(self.folder, "step-*")
+        target, log = self._place(step), log or Log()
+        if target.exists():
+            remove_folder(target)
+        facts = {"step": step, "rows": log.rows, "metrics": dict(log.metrics), "identity": self.identity}
+        write_folder(target, {TENSORS: packed(tensors), FACTS: json.dumps(facts, indent=1).encode()})
+
+    def prune(self, step: int, keep: int, best: BestConfig | None = None) -> None:
+        """Of the checkpoints up to `step`, keep the last `keep`, and the best; later ones are damaged and stay."""
+        there = [old for old in self._steps() if old <= step]
+        kept = {*there[-keep:], *([self._best(there, best)] if best else [])}
+        for old in there:
+            if old not in kept:
+                remove_folder(self._place(old))
 
     def latest(self) -> Checkpoint | None:
-        """The newest state, or None if there is none.
+        """The newest state that is whole, or None if there is none at all; a damaged one is named on standard error.
 
-        Raises CheckpointError if it is damaged, or belongs to a run with other settings.
+        Raises CheckpointError if all are damaged, or it belongs to a run with other settings or files.
         """
-        steps = self._steps()
-        if not steps:
-            return None
-        folder = self.folder / f"step-{steps[-1]}"
-        try:
-            facts = json.loads((folder / FACTS).read_text())
-            damaged = facts["sha256"] != _hash(folder / TENSORS)
-            tensors = {} if damaged else load_file(folder / TENSORS)
-        except (OSError, json.JSONDecodeError, KeyError, SafetensorError):
-            damaged, facts, tensors = True, {}, {}
+        if is_main():
+            remove_strays(self.folder, "step-*")
+        damaged: list[str] = []
+        for step in reversed(self._steps()):
+            wrong = fault(self._place(step))
+            if wrong is None:
+                found = self._read(step)
+                self._refuse_others(step, found.identity)
+                _tell(damaged, step)
+                return found
+            damaged.append(f"{self._place(step)} is damaged ({wrong})")
         if damaged:
-            raise CheckpointError(f"checkpoint {folder} is damaged; delete it to go on from the one before")
-        self._refuse_others(folder, facts["identity"])
-        return Checkpoint(facts["step"], tensors, facts["identity"])
+            raise CheckpointError(f"checkpoint {damaged[0]}, and none is whole; delete {self.folder} to begin anew")
+        return None
 
-    def _refuse_others(self, folder: Path, found: Mapping[str, Any]) -> None:
-        here = json.loads(json.dumps(self.identity))
-        changed = sorted(key for key in {*found, *here} if found.get(key) != here.get(key))
+    def _read(self, step: int) -> Checkpoint:
+        folder = self._place(step)
+        facts = json.loads((folder / FACTS).read_bytes())
+        log = Log(facts["rows"], facts["metrics"])
+        return Checkpoint(facts["step"], load((folder / TENSORS).read_bytes()), facts["identity"], log)
+
+    def _refuse_others(self, step: int, found: Mapping[str, Any]) -> None:
+        changed = differences(found, json.loads(json.dumps(self.identity)))
         if changed:
             raise CheckpointError(
-                f"checkpoint {folder} belongs to a run with another {', '.join(changed)}; use another --out"
+                f"checkpoint {self._place(step)} belongs to a run with another {changed}; "
+                "undo the change, or use another --out"
             )
 
+    def _best(self, steps: list[int], best: BestConfig) -> int | None:
+        """The step with the best metric, the earliest of equals; None if no whole checkpoint has a finite one."""
+        sign = 1 if best.mode == "min" else -1
+        values = {step: sign * self._metric(step, best.metric) for step in steps}
+        finite = {step: value for step, value in values.items() if math.isfinite(value)}
+        return min(finite, key=lambda step: finite[step], default=None)
+
+    def _metric(self, step: int, name: str) -> float:
+        try:
+            facts = json.loads((self._place(step) / FACTS).read_bytes())
+            return float(facts["metrics"].get(name, math.nan))
+        except (OSError, ValueError, KeyError):
+            return math.nan
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
     def _steps(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
 
 
-def _hash(file: Path) -> str:
-    return sha256(file.read_bytes()).hexdigest()
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _tell(damaged: list[str], step: int) -> None:
+    if is_main():
+        for line in damaged:
+            print(f"checkpoint {line}; going on from step-{step}, the one before", file=sys.stderr)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from flowopd.durable import packed, replace_bytes
+from flowopd.errors import CheckpointError
 from flowopd.models.base import Model
 from flowopd.types import Condition
 
-BATCH = 64
 NULL = ""
 """The empty prompt, which guidance steers away from."""
 
@@ -40,7 +41,11 @@ class Conditioning:
         return rows.to(self._device)
 
     def _from_disk(self, text: str) -> Condition:
-        return Condition(load_file(self._files[text]))
+        file = self._files[text]
+        try:
+            return Condition(load_file(file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}); delete it, and it is made anew") from None
 
     @property
     def null(self) -> Condition:
@@ -59,13 +64,12 @@ def missing(model: Model, texts: Sequence[str], cache: Path) -> list[str]:
 
 
 def encode(model: Model, texts: Sequence[str], cache: Path) -> None:
-    """Encode these prompts into the cache, then let the encoders go."""
-    files = _files(model, texts, cache)
-    for start in range(0, len(texts), BATCH):
-        part = texts[start : start + BATCH]
-        encoded = model.encode(part)
-        for i, text in enumerate(part):
-            _keep(files[text], encoded.rows([i]))
+    """Encode these prompts into the cache, then let the encoders go.
+
+    One at a time: with others in its batch, a prompt's last bits would depend on which of them the cache held already.
+    """
+    for text, file in _files(model, texts, cache).items():
+        replace_bytes(file, packed(model.encode([text]).tensors), flush=False)
     model.free_encoders()
 
 
@@ -83,11 +87,3 @@ def _files(model: Model, texts: Sequence[str], cache: Path) -> dict[str, Path]:
 def _name(*parts: str) -> str:
     digest = sha256("\x1f".join(parts).encode()).hexdigest()
     return f"{digest[:2]}/{digest}.safetensors"
-
-
-def _keep(file: Path, condition: Condition) -> None:
-    """Written aside and renamed, so that a reader never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in condition.tensors.items()}, aside)
-    aside.rename(file)

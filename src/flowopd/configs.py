@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flowopd.identity import HARMLESS
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
@@ -58,7 +59,7 @@ class PolicyConfig(Strict):
     starts: int | None = Field(None, ge=1, description="first steps that the window starts at in turn; none is all")
     clip: float = Field(1e-4, gt=0, description="range of the ratio of mean log-probs around 1")
     kl: float = Field(0.0, ge=0, description="weight of the KL to the base, per latent element")
-    micro_batch: int = Field(32, ge=1, description=AT_A_TIME)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     sampling: SamplingConfig = Field(SamplingConfig(sampler="sde", window=3), description="how images are drawn")
     adapter: AdapterConfig = Field(AdapterConfig(), description="the shape of what is trained")
     optim: TrainConfig = Field(TrainConfig(), description="how it is optimised")
@@ -92,7 +93,9 @@ class TeacherConfig(Strict):
 
     adapter: str | None = Field(None, description="folder, file, `package:` name or hub id of a LoRA adapter")
     transformer: str | None = Field(None, description="folder or hub id of a whole transformer, or of its pipeline")
-    offload: bool = Field(False, description="keep a whole transformer on the CPU while it is not asked")
+    offload: Annotated[bool, HARMLESS] = Field(
+        False, description="keep a whole transformer on the CPU while it is not asked"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     subfolder: str | None = Field(None, description="folder within an adapter's repository")
     train: GrpoConfig | None = Field(None, description="how its adapter is trained, in place of one that exists")
@@ -125,7 +128,7 @@ class SftConfig(Strict):
     kind: Literal["sft"] = Field("sft", description="fine-tuning on the experts' images")
     images: int = Field(512, ge=1, description="images in all, shared evenly by the experts")
     batch: int = Field(32, ge=1, description="images of every update")
-    micro_batch: int = Field(32, ge=1, description=AT_A_TIME)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the experts draw")
     optim: TrainConfig = Field(TrainConfig(updates=100), description="how it is optimised")
 
@@ -156,7 +159,7 @@ class DistillConfig(Strict):
 
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
-    micro_batch: int = Field(48, ge=1, description=AT_A_TIME)
+    micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
     loss: Literal["closed_form", "log_ratio"] = Field(
         "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
     )
@@ -200,7 +203,7 @@ class EvaluateConfig(Strict):
     split: Split = Field("test", description="which prompts of a label")
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
     images_per_prompt: int = Field(1, ge=1, description="pictures of each prompt; their scores are averaged")
-    micro_batch: int = Field(32, ge=1, description=AT_A_TIME)
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     seed: int = Field(0, description="of the pictures' noise, the same for every model")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how every model draws")
     models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")

@@ -1,5 +1,7 @@
 """What can go wrong, by whose hand: every message is one line that says what, the value, and the mend."""
 
+from signal import Signals
+
 
 class FlowOpdError(Exception):
     """Base of every error this package raises on purpose."""
@@ -19,3 +21,14 @@ class CheckpointError(FlowOpdError):
 
 class NumericsError(FlowOpdError):
     """A value that stopped being finite."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the program. No Exception, so that whoever handles errors lets it pass.
+
+    `code` is what the program exits with: 128 and the signal's number.
+    """
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(f"{what} by {Signals(number).name}; run the same command again to go on")
+        self.number, self.code = number, 128 + number

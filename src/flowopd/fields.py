@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowopd.checkpoint import Checkpoints
 from flowopd.configs import AdapterConfig, DistillConfig
 from flowopd.errors import ConfigError
+from flowopd.identity import lasting
 from flowopd.prompts import Prompt
 from flowopd.routing import LabelRouter
 from flowopd.schedule import sigma_grid
@@ -112,7 +113,7 @@ class FieldDistiller:
         """What the trained weights depend on: settings, and the content of fields and conditions."""
         named = {"anchor": self.anchor, "router": self.router, "objective": self.objective}
         return {
-            "distill": self.config.model_dump(mode="json"),
+            "distill": lasting(self.config),
             "seed": self.seed,
             "grid": None if self.grid is None else self.grid.tolist(),
             "teachers": {name: _content(taught) for name, taught in self.teachers.items()},

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from flowopd.durable import packed, replace_bytes
 from flowopd.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -160,28 +158,36 @@ def read_lora(path: Path) -> LoraFile:
 
 
 def write_lora(folder: Path, lora: LoraFile, base_model_name: str | None = None) -> None:
-    """Writes a PEFT folder, fp32, that peft and diffusers load as the head of this module says.
+    """Writes `lora_files` into a folder, each file whole or not at all. Raises CheckpointError if it cannot."""
+    for name, content in lora_files(lora, base_model_name).items():
+        replace_bytes(Path(folder) / name, content)
+
+
+def write_diffusers_lora(folder: Path, lora: LoraFile) -> None:
+    """Writes `diffusers_lora_files` into a folder. Raises CheckpointError if it cannot."""
+    for name, content in diffusers_lora_files(lora).items():
+        replace_bytes(Path(folder) / name, content)
+
+
+def lora_files(lora: LoraFile, base_model_name: str | None = None) -> dict[str, bytes]:
+    """The files of a PEFT folder, fp32, that peft and diffusers load as the head of this module says.
 
     `base_model_name` is the folder or hub id of the base; None keeps the one of `lora.config`.
     """
     base = base_model_name or lora.config.get("base_model_name_or_path")
     fields = peft_config(lora.modules)
-    config = LoraConfig(**fields, base_model_name_or_path=base, inference_mode=True)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    _write_safetensors(folder / WEIGHTS, PEFT_PREFIX, lora.modules, fields)
+    config = LoraConfig(**fields, base_model_name_or_path=base, inference_mode=True).to_dict()
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+    return {CONFIG: text.encode(), WEIGHTS: _weights(PEFT_PREFIX, lora.modules, fields)}
 
 
-def write_diffusers_lora(folder: Path, lora: LoraFile) -> None:
-    """Writes `pytorch_lora_weights.safetensors`, fp32, for `pipe.load_lora_weights(folder)`.
+def diffusers_lora_files(lora: LoraFile) -> dict[str, bytes]:
+    """`pytorch_lora_weights.safetensors`, fp32, for `pipe.load_lora_weights(folder)`.
 
     The scale is multiplied into `b`, so that alpha = rank: readers that ignore alpha get the same strength.
     """
     modules = {name: Factors(f.a, f.scale * f.b, 1.0) for name, f in lora.modules.items()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_safetensors(folder / DIFFUSERS_WEIGHTS, DIFFUSERS_PREFIX, modules, peft_config(modules))
+    return {DIFFUSERS_WEIGHTS: _weights(DIFFUSERS_PREFIX, modules, peft_config(modules))}
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -192,19 +198,13 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file} is damaged ({error}); fetch or save it again") from error
 
 
-def _write_safetensors(file: Path, prefix: str, modules: Mapping[str, Factors], fields: Mapping[str, Any]) -> None:
+def _weights(prefix: str, modules: Mapping[str, Factors], fields: Mapping[str, Any]) -> bytes:
     tensors = {}
     for name, factors in modules.items():
         tensors[f"{prefix}{name}.lora_A.weight"] = factors.a
         tensors[f"{prefix}{name}.lora_B.weight"] = factors.b
     header = json.dumps({prefix + name: value for name, value in fields.items()}, sort_keys=True)
-    partial = file.with_name(file.name + ".partial")
-    save_file(
-        {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in tensors.items()},
-        partial,
-        metadata={"format": "pt", METADATA_KEY: header},
-    )
-    os.replace(partial, file)
+    return packed({key: tensor.float() for key, tensor in tensors.items()}, {"format": "pt", METADATA_KEY: header})
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -10,23 +10,26 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from flowopd.configs import MetricConfig, RewardConfig
-from flowopd.errors import ConfigError
+from flowopd.durable import is_made, make_folder, replace_text
+from flowopd.errors import ConfigError, DataError
+from flowopd.identity import differences, lasting
 from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
-from flowopd.recipe import Recipe, make_recipe
-from flowopd.results import Results, replace_text
+from flowopd.recipe import RUN, Recipe, make_recipe
+from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Own, Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
-from flowopd.stages.report import write_report
+from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
@@ -72,6 +75,7 @@ def train(session: Session) -> None:
     Raises as `check` and the stages do.
     """
     check(session)
+    refuse_changes(session)
     for stage in stages(session.recipe):
         if _missing(session.out / stage.folder):
             stage.make(session)
@@ -80,11 +84,12 @@ def train(session: Session) -> None:
 def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """What a run into the folder `out` would do, by stage, or by these alone; nothing is opened or written.
 
-    Raises ConfigError if `out` holds something else, or a run of another recipe.
+    Raises ConfigError if `out` holds something else, or a run of another recipe, CheckpointError if what a stage made
+    was changed since.
     """
     out = Path(out)
     refuse_other(out, recipe)
-    fates = {stage.name: "done, skipped" if (out / stage.folder).exists() else "to do" for stage in stages(recipe)}
+    fates = {stage.name: "done, skipped" if is_made(out / stage.folder) else "to do" for stage in stages(recipe)}
     fates |= {"eval": "to do"} if recipe.evaluate is not None else {}
     return [(name, fate) for name, fate in fates.items() if only is None or name in only]
 
@@ -108,8 +113,11 @@ def _show_wall(session: Session) -> None:
 
 
 def _missing(folder: Path) -> bool:
-    """Whether a stage is still to be run, as all processes see it."""
-    return agreed(lambda: not folder.exists())
+    """Whether a stage is still to be run, as all processes see it.
+
+    Raises CheckpointError if what it made was changed since.
+    """
+    return agreed(lambda: not is_made(folder))
 
 
 def check(session: Session) -> None:
@@ -132,13 +140,6 @@ def check(session: Session) -> None:
         session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
-
-
-def _trainings(recipe: Recipe) -> list[tuple[str, RewardConfig]]:
-    """What a recipe trains on rewards: the folder that it makes in the run, and the reward."""
-    teachers = [(f"teachers/{name}", teacher.train) for name, teacher in recipe.teachers.items()]
-    mixed = recipe.grpo_mix.tasks.values() if recipe.grpo_mix else ()
-    return [(folder, train) for folder, train in (*teachers, *(("grpo_mix", task) for task in mixed)) if train]
 
 
 def _check_rewards(recipe: Recipe) -> None:
@@ -180,7 +181,7 @@ def _claim(session: Session) -> None:
     """Refuse a folder that is not this run's, and write the manifest into one that is free."""
     out = session.out
     refuse_other(out, session.recipe)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if is_main() and not _trained(out):
         _write_manifest(session)
 
@@ -199,7 +200,7 @@ def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     manifest = out / MANIFEST
     if not manifest.exists():
         raise ConfigError(f"{out} holds no run ({MANIFEST} is missing); give its folder, or a recipe with --config")
-    return make_recipe(json.loads(manifest.read_text())["recipe"], overrides, str(manifest))
+    return make_recipe(_read(manifest)["recipe"], overrides, str(manifest))
 
 
 TRAINING = (
@@ -227,10 +228,38 @@ def _trained(out: Path) -> bool:
 
 def _refuse_another(out: Path, mine: Recipe) -> None:
     """What a manifest leaves out, as an older one may, counts as its default."""
-    theirs = manifest_recipe(out)
-    changed = [key for key in TRAINING if getattr(theirs, key) != getattr(mine, key)]
+    theirs, ours = ({key: lasting(recipe)[key] for key in TRAINING} for recipe in (manifest_recipe(out), mine))
+    changed = differences(theirs, ours)
     if changed and _trained(out):
-        raise ConfigError(f"{out} holds a run with another {', '.join(changed)}; choose another --out, or delete it")
+        raise ConfigError(f"{out} holds a run with another {changed}; undo the change, or choose another --out")
+
+
+def refuse_changes(session: Session) -> None:
+    """Refuse to go on with a base that is run otherwise, or where other files lie by the names of the base, an expert
+    or prompts: what is trained already saw those before.
+
+    Raises ConfigError for what is not as the manifest says.
+    """
+    if not _trained(session.out):
+        return
+    brought = [name for name, teacher in session.recipe.teachers.items() if teacher.train is None]
+    now = {"sha256": session.hashes(brought), "sha256_prompts": session.training_hashes()}
+    manifest = _read(session.out / MANIFEST)
+    then = {kind: {name: manifest.get(kind, {}).get(name, value) for name, value in now[kind].items()} for kind in now}
+    changed = differences(manifest_recipe(session.out).parts(*RUN) | then, session.recipe.parts(*RUN) | now)
+    if changed:
+        raise ConfigError(f"{session.out} was trained with another {changed}; restore it, or choose another --out")
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    """What a manifest says. Raises DataError if it is not what this program writes."""
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{manifest} is not JSON ({error}); restore it, or choose another --out") from None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise DataError(f"{manifest} holds no recipe; restore it, or choose another --out")
+    return content
 
 
 def _write_manifest(session: Session) -> None:

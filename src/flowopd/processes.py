@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env, reduce
+from accelerate.utils import gather, gather_object, parse_flag_from_env, reduce
 from torch import Tensor, nn
 
 
@@ -53,9 +53,11 @@ def agreed(question: Callable[[], bool]) -> bool:
     return answer
 
 
-def any_of(answer: bool) -> bool:
-    """Whether any process says so; all of them hear it."""
-    return any(gather_object([answer]))
+def everywhere(value: int) -> list[int]:
+    """The value of each process, in their order."""
+    if state().num_processes == 1:
+        return [value]
+    return [int(one) for one in gather(torch.tensor([value], device=state().device))]
 
 
 def own_rows(n: int, unit: int = 1) -> slice:

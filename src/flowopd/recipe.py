@@ -24,6 +24,7 @@ from flowopd.configs import (
     WatchConfig,
 )
 from flowopd.errors import ConfigError
+from flowopd.identity import lasting
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
 from flowopd.shipped import shipped_recipe, shipped_recipes
@@ -85,8 +86,8 @@ class Recipe(Strict):
         return self.model_dump(mode="json", include=set(names))
 
     def identity(self, *names: str) -> dict[str, Any]:
-        """What a trained model depends on: the base as it is run, the seed, and these parts."""
-        return self.parts(*RUN, "seed", *names)
+        """What a trained model depends on: the base as it is run, the seed, and these parts, less what is harmless."""
+        return {name: value for name, value in lasting(self).items() if name in (*RUN, "seed", *names)}
 
     def rewards(self) -> list[str]:
         """The names of all rewards that it trains on, evaluates by, or sets up as judges."""

@@ -6,7 +6,6 @@ prompt are averaged before they come here; equal values give an interval of no w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flowopd.durable import replace_text
 from flowopd.errors import DataError
 
 BASE, MERGE, SFT, GRPO_MIX, STUDENT, TEACHER = "base", "merge", "sft", "grpo_mix", "student", "teacher:"
@@ -172,13 +172,6 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
             reasons[metric] = f"the teacher ({expert:.3f}) is not above the base ({base:.3f})"
     settings = {**results.settings, "owners": dict(owners), "no_gap": reasons}
     return results.model_copy(update={"gap_closed": shares, "settings": settings})
-
-
-def replace_text(path: Path, text: str) -> None:
-    """`text` written beside its place and moved there: readers see the old file or the new one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:

@@ -129,7 +129,7 @@ class Session:
         texts, cache = conditioning.distinct(prompt.text for prompt in prompts), self.out / "cache"
         new = conditioning.missing(self.model, texts, cache)
         wait()
-        conditioning.encode(self.model, new[own_rows(len(new), conditioning.BATCH)], cache)
+        conditioning.encode(self.model, new[own_rows(len(new))], cache)
         wait()
         return conditioning.read(self.model, texts, cache)
 
@@ -227,6 +227,10 @@ class Session:
         whole = {name: source for name in names if (source := self.whole_teacher(name)) is not None}
         adapters = {name: sha256_of(self.teacher_folder(name)) for name in names if name not in whole}
         return {BASE: self.model.source.fingerprint()} | adapters | {k: v.fingerprint() for k, v in whole.items()}
+
+    def training_hashes(self) -> dict[str, str]:
+        """sha256 of what is trained on, of `prompt_hashes`."""
+        return {name: value for name, value in self.prompt_hashes().items() if name.endswith(".train")}
 
     def prompt_hashes(self) -> dict[str, str]:
         """sha256 of the recipe's prompt files and data sets, by `LABEL.SPLIT`, as far as they can be read."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flowopd.checkpoint import Checkpoints
-from flowopd.errors import FlowOpdError, NumericsError
-from flowopd.processes import is_main, sum_gradients
+from flowopd.checkpoint import BestConfig, Checkpoints, Log
+from flowopd.errors import CheckpointError, ConfigError, FlowOpdError, Interrupted, NumericsError
+from flowopd.identity import HARMLESS
+from flowopd.processes import everywhere, is_main, sum_gradients, wait
+from flowopd.signals import listening
 from flowopd.tracking import Tracker
 
 Update = Callable[[int], Mapping[str, Tensor]]
@@ -31,7 +35,9 @@ class TrainConfig(BaseModel):
     decay: bool = Field(False, description="let the learning rate fall to a tenth along a cosine")
     max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights a stage ends with; 0 is off")
-    checkpoint_every: int = Field(50, ge=1, description="updates between two checkpoints")
+    checkpoint_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="updates between two checkpoints")
+    keep: Annotated[int, HARMLESS] = Field(2, ge=1, description="how many of the last checkpoints stay")
+    best: Annotated[BestConfig | None, HARMLESS] = Field(None, description="a metric by which another one stays too")
 
 
 class Average:
@@ -69,27 +75,52 @@ class Trainer:
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Make all updates that are left, and leave the averaged weights in the parameters.
 
-        What stops an update is raised again, once the updates before it are kept. The tracker's `on_update` may end
-        the stage early; called again, it goes on.
+        SIGINT and SIGTERM are heard after an update, which is kept: all processes then raise Interrupted. What stops an
+        update is raised again, once the updates before it are kept. Raises CheckpointError if no checkpoint is whole,
+        or the one there is belongs to another run.
+
+        The tracker's `on_update` may end the training early; called again, it goes on.
         """
-        with tracker:
-            start = self._resume(checkpoints)
-            tracker.rewind(start)
+        with tracker, listening() as heard:
+            start, metrics = self._resume(tracker, checkpoints), dict[str, float]()
             for step in range(start, self.config.updates):
                 try:
                     told = {**update(step), "grad_norm": self._step(step)}
                 except FlowOpdError:
-                    if step > start and is_main():
-                        checkpoints.save(step, self._state())
+                    if step > start and not self._is_due(step):
+                        self._keep(step, metrics, tracker, checkpoints)
                     raise
                 metrics = {name: float(value) for name, value in told.items()}
+                self._check_best(metrics)
                 tracker.log(step, metrics)
-                last = tracker.ends(step, metrics) or step + 1 == self.config.updates
-                if (last or (step + 1) % self.config.checkpoint_every == 0) and is_main():
-                    checkpoints.save(step + 1, self._state())
-                if last:
+                ends, stop = tracker.ends(step, metrics), max(everywhere(heard()))
+                if self._is_due(step + 1) or stop or ends:
+                    self._keep(step + 1, metrics, tracker, checkpoints)
+                    wait()
+                if stop:
+                    raise Interrupted(stop, f"{tracker.stage} stopped after update {step + 1} of {self.config.updates}")
+                if ends:
                     break
         self.average.copy_to(self.parameters)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is made after so many updates, whatever happens."""
+        return step % self.config.checkpoint_every == 0 or step == self.config.updates
+
+    def _keep(self, step: int, metrics: Mapping[str, float], tracker: Tracker, checkpoints: Checkpoints) -> None:
+        """The main process makes a checkpoint, once the disk holds the rows before it."""
+        if is_main():
+            checkpoints.save(step, self._state(), Log(tracker.flush(), metrics))
+            checkpoints.prune(step, self.config.keep, self.config.best)
+
+    def _check_best(self, metrics: Mapping[str, float]) -> None:
+        """Raises ConfigError if the best checkpoint is to be known by a metric that there is not."""
+        best = self.config.best
+        if best is not None and best.metric not in metrics:
+            near = get_close_matches(best.metric, metrics, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"optim.best.metric: there is no {best.metric!r} among the metrics; did you mean {near!r}?"
+            )
 
     def _step(self, step: int) -> Tensor:
         sum_gradients(self.parameters)
@@ -115,19 +146,29 @@ class Trainer:
         state |= {f"ema.{name}": p for name, p in zip(self.names, self.average.values, strict=True)}
         for i, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{key}.{self.names[i]}": torch.as_tensor(value) for key, value in values.items()}
-        return state
+        return state | {"ema_updates": torch.tensor(self.average.updates)}
 
-    def _resume(self, checkpoints: Checkpoints) -> int:
+    def _resume(self, tracker: Tracker, checkpoints: Checkpoints) -> int:
+        """Take up the newest checkpoint; returns how many updates were made."""
         found = checkpoints.latest()
-        if found is None:
-            return 0
-        state = found.tensors
+        start = found.step if found else 0
+        starts = everywhere(start)
+        if len(set(starts)) > 1:
+            raise CheckpointError(
+                f"the processes find {starts} updates in {checkpoints.folder}; give an --out that all of them see"
+            )
+        if found:
+            self._restore(found.tensors)
+        tracker.rewind(start, found.log.rows if found else 0)
+        return start
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
         moments: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for i, name in enumerate(self.names):
                 self.parameters[i].copy_(state[f"weight.{name}"])
                 self.average.values[i].copy_(state[f"ema.{name}"])
-                moments[i] = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                if f"adam.step.{name}" in state:
+                    moments[i] = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.average.updates = found.step
-        return found.step
+        self.average.updates = int(state["ema_updates"])

@@ -86,7 +86,7 @@ def broken(*_args, **_kwargs):
 
 
 def test_a_failure_of_ours_is_one_line_with_its_type(flowopd, done, monkeypatch):
-    monkeypatch.setattr("flowopd.stages.report.write_report", broken)
+    monkeypatch.setattr("flowopd.stages.report.page.write_report", broken)
     failed = flowopd("report", "--out", done)
     line = "failed: ZeroDivisionError: by nothing; run again with --debug for the traceback\n"
     assert (failed.code, failed.out, failed.err) == (1, "", line)
@@ -94,7 +94,7 @@ def test_a_failure_of_ours_is_one_line_with_its_type(flowopd, done, monkeypatch)
 
 @pytest.mark.parametrize("way", ["flag", "variable"])
 def test_debug_shows_the_traceback_too(flowopd, done, monkeypatch, way):
-    monkeypatch.setattr("flowopd.stages.report.write_report", broken)
+    monkeypatch.setattr("flowopd.stages.report.page.write_report", broken)
     if way == "variable":
         monkeypatch.setenv(DEBUG, "1")
     failed = flowopd("report", "--out", done, *(["--debug"] if way == "flag" else []))

@@ -28,10 +28,25 @@ MATHS = (
     "routing",
     "objectives",
 )
-PARTS = ("hub", "models", "lora_file", "merge", "adapters", "formats", "conditioning", "prompts", "mini", "rewards")
+PARTS = (
+    "durable",
+    "hub",
+    "models",
+    "lora_file",
+    "merge",
+    "adapters",
+    "strength",
+    "formats",
+    "conditioning",
+    "prompts",
+    "mini",
+    "rewards",
+)
 RUNNING = (
     "quiet",
     "shipped",
+    "signals",
+    "identity",
     "processes",
     "sampling",
     "step",
@@ -48,6 +63,7 @@ RUNNING = (
     "pipeline",
     "fields",
     "distiller",
+    "studio",
     "cli",
     "__main__",
     "__init__",

@@ -31,6 +31,7 @@ NAMES = [
     "FlowSde",
     "Gaussian",
     "Grpo",
+    "Interrupted",
     "LabelRouter",
     "NumericsError",
     "Ode",
@@ -73,6 +74,7 @@ COMMANDS = {
     "export",
     "report",
     "serve-reward",
+    "studio",
     "mini pretrain",
     "mini prompts",
 }

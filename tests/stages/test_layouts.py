@@ -120,7 +120,7 @@ def test_a_drawing_that_was_stopped_at_its_beginning_goes_on(session, prompts, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(layouts, "_keep", stop)
+        patch.setattr(layouts, "replace_picture", stop)
         draw_layout(session, "base", prompts, "geneval", 1, None, tmp_path / "to")
     draw_layout(session, "base", prompts, "geneval", 1, None, tmp_path / "to")
     assert sum(len(files) for _, files in as_geneval_reads(tmp_path / "to")) == 5

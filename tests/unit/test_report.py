@@ -11,8 +11,11 @@ from PIL import Image
 
 from flowopd.errors import DataError
 from flowopd.results import Estimate, Results, gap_closed
-from flowopd.stages.figures import Curve, curves, heat_maps
-from flowopd.stages.report import changes, gap_curves, gap_tables, reward_curves, rivals, write_report
+from flowopd.stages.report.figures import curves, heat_maps
+from flowopd.stages.report.findings import changes, moved, rivals
+from flowopd.stages.report.page import write_report
+from flowopd.stages.report.series import Curve, costs, elapsed, gap_curves, gap_tables, reward_curves
+from flowopd.stages.report.text import duration, listed, size
 
 HOSTILE = '<script>alert("x")</script> & $\\frac'
 MEANS = {
@@ -60,6 +63,7 @@ def run(tmp_path):
     folder = tmp_path / "a run"
     (folder / "samples").mkdir(parents=True)
     (folder / "student").mkdir()
+    (folder / "student" / "adapter_model.safetensors").write_bytes(bytes(1500))
     record().save(folder / "results.json")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metric_rows()))
     recipe = {"base": "mini/<base>", "adapter": {"rank": 32}, "empty": {}}
@@ -187,8 +191,8 @@ def test_the_same_run_gives_the_same_page(run):
 def test_the_model_is_used_as_the_manifest_says(run):
     text = read(write_report(run)).text
     assert 'DiffusionPipeline.from_pretrained("mini/\\u003cbase\\u003e")' in text
-    assert "recipe base mini/<base> adapter.rank 32 empty {}" in text
-    assert "evaluation guidance 4.5 seeds [7, 8]" in text and "owners" not in text
+    assert "recipe (3) base mini/<base> adapter.rank 32 empty {}" in text
+    assert "evaluation (2) guidance 4.5 seeds [7, 8]" in text and "owners" not in text
 
 
 def test_a_picture_that_is_not_there_is_said(run):
@@ -280,3 +284,81 @@ def test_a_step_that_was_never_visited_stays_empty():
 def test_a_long_curve_is_thinned():
     long = Curve(np.arange(50_000.0), np.random.default_rng(0).random(50_000))
     assert len(curves({"text": long}, ["text"], "gap")) < 40_000
+
+
+def test_the_sections_answer_in_the_order_of_the_questions(run):
+    html = write_report(run).read_text(encoding="utf-8")
+    assert re.findall(r'<h2 id="(\w+)"', html) == ["experts", "cost", "pictures", "use", "made"]
+    assert set(re.findall(r'<a href="#(\w+)"', html)) == {"experts", "cost", "pictures", "use", "made"}
+
+
+def test_what_the_student_gained_and_lost_is_said(run):
+    gains = "Against the base it is better at geneval and ocr, and worse at nothing."
+    assert gains in read(write_report(run)).text
+    rows = record().models | {"student": {"geneval": estimate(0.3), "ocr": estimate(0.53), "average": estimate(0.4)}}
+    Results(models=rows).save(run / "results.json")
+    lost = "it is better at nothing, and worse at geneval; no clear difference at ocr."
+    assert lost in read(write_report(run)).text
+
+
+def test_moved_leaves_the_average_out():
+    assert moved(changes(record())["teacher:text"]) == {"gained": ["ocr"], "lost": [], "level": ["geneval"]}
+
+
+def test_a_clock_that_begins_again_with_a_resume_is_added_up():
+    assert elapsed(np.array([1.0, 2.0, 5.0, 0.5, 2.0, 1.0])) == 5 + 2 + 1
+    assert elapsed(np.array([])) == 0
+
+
+def test_the_cost_of_every_stage_is_told(run):
+    assert {stage: cost.steps for stage, cost in costs(metric_rows()).items()} == {
+        "teacher:layout": 12,
+        "teacher:text": 12,
+        "distill": 30,
+    }
+    rows = [{"stage": "distill", "step": step, "seconds": 30.0 * (1 + step)} for step in range(10)]
+    rows.append({"stage": "eval", "step": 0})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "distill</th><td>10</td><td>5 min 0 s</td><td>30&nbsp;s</td>" in html
+    assert "together</th><td></td><td>5 min 0 s</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (48, "48 s"), (293, "4 min 53 s"), (7_500, "2 h 5 min"), (273_600, "3 d 4 h")]
+)
+def test_a_time_has_two_units(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_sizes_and_lists_read_well():
+    assert [size(count) for count in (812, 1_500, 3_100_000)] == ["812 B", "1.5 kB", "3.1 MB"]
+    assert [listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "none",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+
+
+def test_the_interference_of_the_experts_is_shown(run):
+    facts = {
+        "names": ["layout", "text"],
+        "norms": {"layout": 9.07, "text": 3.61},
+        "cosines": [[1, -0.025], [-0.025, 1]],
+    }
+    (run / "coldstart").mkdir()
+    (run / "coldstart" / "merge.json").write_text(json.dumps({"relative_error": 0.0, "interference": facts}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "layout</th><td>1</td><td>−0.025</td><td>9.070</td>" in html
+    (run / "coldstart" / "merge.json").write_text(json.dumps({"relative_error": 0.0}))
+    with pytest.raises(DataError, match=r"merge.json lacks the names, norms and cosines"):
+        write_report(run)
+
+
+def test_a_base_of_the_package_is_found_by_the_code_that_is_shown(run):
+    recipe = {"base": "package:recipes", "evaluate": {"sampling": {"steps": 7, "guidance": 1.5}}}
+    (run / "manifest.json").write_text(json.dumps({"recipe": recipe}))
+    code = write_report(run).read_text(encoding="utf-8").split("<pre><code>")[1].split("</code>")[0]
+    compile(code, "report.html", "exec")
+    assert "located(" in code and "num_inference_steps=7, guidance_scale=1.5" in code

@@ -1,13 +1,16 @@
 """The loop that every stage shares, on one number: its average, its resume, its record, and bad gradients."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
+from flowopd import durable
 from flowopd.checkpoint import Checkpoints
-from flowopd.errors import DataError, NumericsError
+from flowopd.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError
 from flowopd.tracking import Tracker
 from flowopd.train import Average, TrainConfig, Trainer
 
@@ -17,11 +20,12 @@ def trainer(**changes):
     return Trainer({"x": nn.Parameter(torch.tensor([1.0, -2.0]))}, config)
 
 
-def run(trained, folder, stop=None, poison=None, stopped=KeyboardInterrupt):
+def run(trained, folder, stop=None, poison=None, stopped=KeyboardInterrupt, call=lambda step: None):
     """Follow the gradient of `|x|^2`, whose update depends on the step; `stop` fails there, `poison` gives nan."""
     (x,) = trained.parameters
 
     def update(step):
+        call(step)
         if step == stop:
             raise stopped
         x.grad = 2 * x.detach() * (1 + step) * (float("nan") if step == poison else 1.0)
@@ -99,3 +103,121 @@ def test_a_first_update_that_fails_leaves_nothing(tmp_path):
 def test_metrics_go_to_tensorboard(tmp_path):
     run(trainer(), tmp_path)
     assert list((tmp_path / "tensorboard" / "distill").glob("events.*"))
+
+
+def steps(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def logged(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_its_update_which_is_kept(tmp_path, number, code, capsys):
+    whole = run(trainer(), tmp_path / "whole")
+
+    def send(step):
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="distill stopped after update 3 of 6 by SIG") as end:
+        run(trainer(), tmp_path / "parts", call=send)
+    assert end.value.code == code and steps(tmp_path / "parts") == ["step-2", "step-3"]
+    assert torch.equal(run(trainer(), tmp_path / "parts"), whole)
+    assert logged(tmp_path / "parts") == list(range(6))
+
+
+def test_a_second_sigint_ends_the_run_within_its_update(tmp_path):
+    def send(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(trainer(), tmp_path, call=send)
+    assert steps(tmp_path) == ["step-2"]
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    run(trainer(checkpoint_every=1, keep=1, best={"metric": "loss", "mode": "max"}), tmp_path)
+    assert steps(tmp_path) == ["step-1", "step-6"]
+
+
+def test_a_best_by_a_metric_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"optim.best.metric: .*'los'.*did you mean 'loss'"):
+        run(trainer(best={"metric": "los"}), tmp_path)
+
+
+def test_rows_that_were_lost_are_said_and_the_run_goes_on(tmp_path, capsys):
+    run(trainer(), tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    run(trainer(), tmp_path)
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'metrics.jsonl'} holds 0 of the 6 rows of distill" in said.replace("\n", "")
+
+
+def test_a_row_that_does_not_end_is_dropped(tmp_path):
+    run(trainer(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"stage": "distill", "st')
+    run(trainer(), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_rows_of_other_stages_stay_where_they_are(tmp_path):
+    other = '{"stage": "eval", "step": 99}\n'
+    (tmp_path / "metrics.jsonl").write_text(other)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer(), tmp_path, stop=3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(other)
+    run(trainer(), tmp_path)
+    assert logged(tmp_path) == [99, 0, 1, 99, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("line", "said"), [("{", "is not JSON"), ("[]", "holds list where an object belongs")])
+def test_a_broken_row_is_named(tmp_path, line, said):
+    run(trainer(), tmp_path)
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([rows[0], line, *rows[1:]]) + "\n")
+    with pytest.raises(DataError, match=f"metrics.jsonl:2 {said}.*mend or delete"):
+        run(trainer(), tmp_path)
+
+
+def test_an_average_that_took_fewer_updates_than_steps_goes_on_from_its_own_count(tmp_path):
+    trained = trainer(checkpoint_every=1)
+    run(trained, tmp_path)
+    trained.average.updates = 4
+    Checkpoints(tmp_path / "checkpoints", {"seed": 0}).save(6, trained._state())
+    again = trainer()
+    run(again, tmp_path)
+    assert again.average.updates == 4
+
+
+def test_processes_that_find_other_checkpoints_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowopd.train.everywhere", lambda value: [value, value + 2])
+    with pytest.raises(CheckpointError, match=r"find \[0, 2\] updates .*all of them see"):
+        run(trainer(), tmp_path)
+
+
+def test_a_row_that_finds_no_room_ends_the_run_in_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
+    whole = run(trainer(), tmp_path / "whole")
+    write = durable._all
+
+    def full(stream, content):
+        if str(stream.name).endswith("metrics.jsonl") and b'"step": 3' in content:
+            write(stream, content[:5])
+            raise OSError(28, "No space left on device")
+        write(stream, content)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(CheckpointError, match=r"metrics.jsonl cannot be written .No sp"),
+    ):
+        patch.setattr(durable, "_all", full)
+        run(trainer(), tmp_path / "parts")
+    assert logged(tmp_path / "parts") == [0, 1, 2]
+    assert torch.equal(run(trainer(), tmp_path / "parts"), whole)
+    assert logged(tmp_path / "parts") == list(range(6))

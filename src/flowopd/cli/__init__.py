@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli import checking, mini, models, recipes, serving, training
+from flowopd.cli import checking, mini, models, recipes, serving, studio, training
 from flowopd.cli.manners import OneLine, mannered
+from flowopd.signals import ending_at_once
 
 ABOUT = "On-policy distillation for flow-matching text-to-image models: several experts in, one model out."
 WELCOME = f"""{ABOUT}
@@ -60,6 +61,7 @@ PANELS = {
         "eval": models.evaluate,
         "sample": models.sample,
         "report": models.report,
+        "studio": studio.studio,
         "study": models.study,
         "export": models.export,
     },
@@ -80,11 +82,11 @@ app.add_typer(world, name="mini", rich_help_panel="Before a run")
 
 
 def main() -> None:
-    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours.
+    """The `flowopd` command: exit code 0, 2 on a user's mistake, 1 on a failure of ours, 128 + N after signal N.
 
     An error is one line; its traceback is shown where --debug or FLOWOPD_DEBUG asks for it.
     """
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    with OneLine():
+    with OneLine(), ending_at_once():
         app()

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from flowopd.recipe import Recipe
     from flowopd.session import Session
 
-RECIPE, MODELS, RUN, HARDWARE, OUTPUT = "Recipe", "Models and prompts", "Run", "Hardware", "Output"
+RECIPE, MODELS, RUN, OUTPUT = "Recipe", "Models and prompts", "Run", "Output"
+HARDWARE, ADDRESS = "Hardware", "Address"
 """The groups of options in a command's help."""
 
 

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd.errors import FlowOpdError
+from flowopd.errors import FlowOpdError, Interrupted
 from flowopd.quiet import DEBUG, QUIET, is_on
+from flowopd.signals import is_first
 
 PANEL = "Manners"
 
@@ -51,7 +52,8 @@ def mannered(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class OneLine:
-    """Inside, an error ends the program in one line: code 2 for a user's mistake, 1 for a failure of ours.
+    """Inside, an error ends the program in one line: code 2 for a user's mistake, 1 for a failure of ours; so does a
+    signal, with the code that it has.
 
     What --quiet and --debug have set holds no longer than this.
     """
@@ -67,6 +69,10 @@ class OneLine:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        if isinstance(error, Interrupted):
+            if is_first():
+                typer.secho(str(error), fg="yellow", err=True)
+            sys.exit(error.code)
         if isinstance(error, FlowOpdError):
             _end(error, f"error: {error}", 2, debug)
         if isinstance(error, Exception):

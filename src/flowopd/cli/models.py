@@ -163,7 +163,7 @@ def report(out: Out = Path("runs/demo")) -> None:
 
     Example: `flowopd report --out runs/demo`
     """
-    from flowopd.stages.report import write_report
+    from flowopd.stages.report.page import write_report
     from flowopd.stages.summary import write_summary
 
     path = write_report(out)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, RECIPE
+from flowopd.cli.flags import ADDRESS, HARDWARE, RECIPE
 
-ADDRESS, LIMITS = "Address", "Limits"
-"""Groups of options: where it is served and to whom, and what a request may take."""
+LIMITS = "Limits"
+"""The group of options that say what a request may take."""
 
 
 Host = Annotated[

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowopd.durable import packed, write_files
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.formats.base import Format, Trained, changed, plain, replace_weight
 from flowopd.lora_file import DIFFUSERS_PREFIX
@@ -83,7 +84,7 @@ class Comfyui(Format):
             tensors[f"{DIFFUSERS_PREFIX}{module}.lora_A.weight"] = factors.a.contiguous()
             tensors[f"{DIFFUSERS_PREFIX}{module}.lora_B.weight"] = (factors.scale * factors.b).contiguous()
             tensors[f"{DIFFUSERS_PREFIX}{module}.alpha"] = torch.tensor(float(factors.rank))
-        save_file(tensors, self.file(folder, trained), metadata={"format": "pt"})
+        write_files(folder, {self.file(folder, trained).name: packed(tensors, {"format": "pt"})})
 
     def reloaded(self, folder: Path, trained: Trained) -> nn.Module:
         """By the rules at the head of this module: patches of the original weights, each as diffusers splits it up."""

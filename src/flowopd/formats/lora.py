@@ -8,8 +8,9 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from flowopd.durable import write_files
 from flowopd.formats.base import Format, Trained, plain
-from flowopd.lora_file import DIFFUSERS_PREFIX, DIFFUSERS_WEIGHTS, write_diffusers_lora, write_lora
+from flowopd.lora_file import DIFFUSERS_PREFIX, DIFFUSERS_WEIGHTS, diffusers_lora_files, lora_files
 
 
 class Diffusers(Format):
@@ -17,7 +18,7 @@ class Diffusers(Format):
 
     def write(self, folder: Path, trained: Trained) -> None:
         """See `Format`."""
-        write_diffusers_lora(folder, trained.lora)
+        write_files(folder, diffusers_lora_files(trained.lora))
 
     def reloaded(self, folder: Path, trained: Trained) -> nn.Module:
         """By `load_lora_adapter`, which is what the pipeline's `load_lora_weights` calls."""
@@ -32,7 +33,7 @@ class Peft(Format):
 
     def write(self, folder: Path, trained: Trained) -> None:
         """See `Format`."""
-        write_lora(folder, trained.lora, trained.base)
+        write_files(folder, lora_files(trained.lora, trained.base))
 
     def reloaded(self, folder: Path, trained: Trained) -> nn.Module:
         """By `PeftModel.from_pretrained`."""

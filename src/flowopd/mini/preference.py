@@ -18,10 +18,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from flowopd.durable import packed, replace_bytes
 from flowopd.errors import CheckpointError
 from flowopd.mini.captions import DOMAINS, LEADS, caption, reworded
 from flowopd.mini.degrade import DEGRADATIONS, FURTHER, degrade, to_bytes
@@ -208,7 +209,7 @@ def write_asset(every: int = 200) -> None:
     """Teaches the judge and writes its weights, and its log: the mean of each `every` steps a line."""
     rows: list[dict[str, float]] = []
     net, average = train_taste(log=rows.append)
-    save_file({**net.state_dict(), "average": torch.tensor(average)}, ASSET)
+    replace_bytes(ASSET, packed({**net.state_dict(), "average": torch.tensor(average)}))
     write_log(ASSET.with_suffix(".jsonl"), rows, every)
 
 

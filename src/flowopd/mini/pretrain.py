@@ -9,16 +9,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from flowopd.durable import append_text, make_folder, new_folder, packed, replace_bytes, replace_text
 from flowopd.mini.autoencoder import measure_scale, new_autoencoder, to_tensor, train_autoencoder
 from flowopd.mini.captions import PAINTED
 from flowopd.mini.corpus import CorpusConfig, Manner, example
@@ -129,7 +130,7 @@ class PretrainConfig(BaseModel):
 
 def pretrain(out: Path, config: PretrainConfig) -> Path:
     """Train the mini base into `out/pipeline`, a `StableDiffusion3Pipeline` folder; returns that folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     vae = _autoencoder(out, config)
     text = _seeded(config.seed, new_text_side)
     transformer = _seeded(config.seed + 1, new_transformer)
@@ -142,8 +143,9 @@ def pretrain(out: Path, config: PretrainConfig) -> Path:
                 text.encoders[2] = _seeded(config.seed + number, new_text_side).encoders[2]
             data = _corpus(out / f"corpus-{number}.safetensors", stage, config.seed + number, vae, text)
             _train(out, number, config, vae, text, transformer, data)
-            assemble(vae, text, transformer).save_pretrained(folder)
-    assemble(vae, text, transformer).save_pretrained(out / "pipeline")
+            _keep(assemble(vae, text, transformer), folder)
+    if not (out / "pipeline").exists():
+        _keep(assemble(vae, text, transformer), out / "pipeline")
     return out / "pipeline"
 
 
@@ -163,12 +165,18 @@ def _train(
             model = [*transformer.parameters(), *text.encoders.parameters()]
             average.store(model)
             average.copy_to(model)
-            assemble(vae, text, transformer).save_pretrained(out / f"snapshot-{number}-{step}")
+            _keep(assemble(vae, text, transformer), out / f"snapshot-{number}-{step}")
             average.restore(model)
 
-    with (out / f"base-{number}.jsonl").open("w") as log:
-        base, seed = config.rounds[number].base, config.seed + number
-        train_base(transformer, text, data, base, seed=seed, log=_writer(log, every=20), keep=snapshot)
+    base, seed = config.rounds[number].base, config.seed + number
+    log = _writer(out / f"base-{number}.jsonl", every=20)
+    train_base(transformer, text, data, base, seed=seed, log=log, keep=snapshot)
+
+
+def _keep(part: StableDiffusion3Pipeline | AutoencoderTiny, folder: Path) -> None:
+    """A pipeline, or a part of it, as a folder that is there whole or not at all."""
+    with new_folder(folder) as aside:
+        part.save_pretrained(aside)
 
 
 def _reload(folder: Path, transformer: torch.nn.Module, text: TextSide) -> None:
@@ -199,11 +207,11 @@ def _autoencoder(out: Path, config: PretrainConfig) -> AutoencoderTiny:
     folder = out / "vae"
     if not folder.exists():
         vae = _seeded(config.seed, new_autoencoder)
-        with (out / "vae.jsonl").open("w") as log:
-            train_autoencoder(vae, steps=config.autoencoder_steps, seed=config.seed, log=_writer(log, every=20))
+        log = _writer(out / "vae.jsonl", every=20)
+        train_autoencoder(vae, steps=config.autoencoder_steps, seed=config.seed, log=log)
         shift, scale = measure_scale(vae.eval(), seed=config.seed + 1)
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
-        vae.save_pretrained(folder)
+        _keep(vae, folder)
     vae = AutoencoderTiny.from_config(AutoencoderTiny.load_config(folder))
     vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return vae.eval()
@@ -214,7 +222,7 @@ def _corpus(path: Path, stage: Round, seed: int, vae: AutoencoderTiny, text: Tex
     if not path.exists():
         rng = np.random.default_rng(seed)
         parts = [_encoded(stage.corpus, vae, text, rng) for _ in range(0, stage.examples, 100)]
-        save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
+        replace_bytes(path, packed({name: torch.cat([part[name] for part in parts]) for name in parts[0]}))
     return Latents(**load_file(path))
 
 
@@ -234,12 +242,13 @@ def _seeded(seed: int, make: Callable[[], Part]) -> Part:
         return make()
 
 
-def _writer(file: TextIO, every: int) -> Callable[[dict[str, float]], None]:
+def _writer(file: Path, every: int) -> Callable[[dict[str, float]], None]:
+    """Starts a log anew, of each `every` steps."""
     start = time.monotonic()
+    replace_text(file, "")
 
     def write(row: dict[str, float]) -> None:
         if row["step"] % every == 0:
-            file.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
-            file.flush()
+            append_text(file, json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
 
     return write

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
+from flowopd.durable import packed, replace_bytes, replace_text
 from flowopd.errors import CheckpointError
 from flowopd.mini.degrade import DEGRADATIONS, ELSEWHERE, FURTHER, degrade, to_bytes
 from flowopd.mini.draw import draw
@@ -181,8 +182,7 @@ def write_assets(judge: Judge, every: int = 20) -> None:
     """Teaches a judge and writes its weights, and its log: the mean of each `every` steps a line."""
     rows: list[dict[str, float]] = []
     net = train_quality(judge, log=rows.append)
-    ASSETS.mkdir(exist_ok=True)
-    save_file(net.state_dict(), ASSETS / f"{judge.name}.safetensors")
+    replace_bytes(ASSETS / f"{judge.name}.safetensors", packed(net.state_dict()))
     write_log(ASSETS / f"{judge.name}.jsonl", rows, every)
 
 
@@ -192,7 +192,7 @@ def write_log(file: Path, rows: Sequence[dict[str, float]], every: int) -> None:
         {key: round(float(np.mean([row[key] for row in part])), 5) for key in rows[0]}
         for part in (rows[i : i + every] for i in range(0, len(rows), every))
     ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in means))
+    replace_text(file, "".join(json.dumps(row) + "\n" for row in means))
 
 
 if __name__ == "__main__":

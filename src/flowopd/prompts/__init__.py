@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from flowopd.durable import replace_text
 from flowopd.errors import DataError
 from flowopd.prompts.composition import composition
 from flowopd.prompts.files import file_rows, read_bytes
@@ -49,8 +50,7 @@ def read_prompts(source: Path | str, label: str) -> list[Prompt]:
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Prompts as JSON lines, metadata and label included."""
     rows = [{**prompt.metadata, "prompt": prompt.text, "label": prompt.label} for prompt in prompts]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def sha256_of_prompts(source: Path | str) -> str:

@@ -21,7 +21,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 import flowopd.rewards.wire as wire
-from flowopd.errors import ConfigError, DataError, NumericsError
+from flowopd.errors import ConfigError, DataError, Interrupted, NumericsError
 from flowopd.rewards.base import Reward
 from flowopd.rewards.http import is_loopback, secret, secret_of
 
@@ -74,7 +74,7 @@ def serve(name: str, build: Callable[[], Reward], config: ServerConfig, ready: C
         place.listen()
         ready(_url(config.host, place.getsockname()[1]))
         settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, Interrupted):
             uvicorn.Server(settings).run(sockets=[place])
 
 

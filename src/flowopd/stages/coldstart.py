@@ -11,8 +11,10 @@ from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
 from flowopd.configs import DistillConfig, MergeConfig, SftConfig
+from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
-from flowopd.lora_file import read_lora, write_lora
+from flowopd.identity import lasting
+from flowopd.lora_file import lora_files, read_lora
 from flowopd.merge import merge
 from flowopd.noise import seed_of
 from flowopd.objectives import FlowMatching
@@ -47,12 +49,8 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
     merged = merge(loras, config.weights, config.rank)
     folder = session.out / STARTED
     facts = {"relative_error": merged.relative_error, "interference": merged.interference.as_dict()}
-
-    def keep() -> None:
-        write_lora(folder, merged.lora, session.recipe.base)
-        (folder / "merge.json").write_text(json.dumps(facts, indent=1))
-
-    only_main(keep)
+    files = {**lora_files(merged.lora, session.recipe.base), "merge.json": json.dumps(facts, indent=1).encode()}
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 
@@ -65,8 +63,10 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
     session.adapters.check_trainable(trainer.parameters, STARTED)
     identity = {
         **session.recipe.identity("coldstart", "routes"),
-        "adapter": shape.model_dump(mode="json"),
+        "adapter": lasting(shape),
+        "guidance": {name: teacher.guidance for name, teacher in session.recipe.teachers.items()},
         "sha256": session.hashes(list(session.recipe.teachers)),
+        "sha256_prompts": session.training_hashes(),
     }
     field = session.adapters.field(STARTED, session.model.make_field)
 
@@ -88,7 +88,8 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
         checkpoints = Checkpoints(session.out / "checkpoints" / "sft", identity)
         trainer.run(update, session.tracker("sft", config.optim.updates, config.batch), checkpoints)
     folder = session.out / STARTED
-    only_main(lambda: write_lora(folder, session.adapters.lora(STARTED), session.recipe.base))
+    files = lora_files(session.adapters.lora(STARTED), session.recipe.base)
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
 from flowopd.configs import DistillConfig, QueryConfig
+from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
-from flowopd.lora_file import LoraFile, read_lora, sha256_of, write_diffusers_lora, write_lora
+from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
@@ -60,7 +61,8 @@ def distill(session: Session) -> Path:
         )
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
-    only_main(lambda: (write_diffusers_lora(folder, student), write_lora(folder, student, session.recipe.base)))
+    files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 
@@ -193,7 +195,8 @@ def _identity(session: Session) -> dict[str, object]:
         **recipe.identity("routes", "coldstart", "distill"),
         **session.own.identity(),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
-        "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name.endswith(".train")},
+        "guidance": {name: recipe.teachers[name].guidance for name in named},
+        "sha256_prompts": session.training_hashes(),
         "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,
     }
 

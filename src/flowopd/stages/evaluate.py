@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flowopd.configs import EvaluateConfig, MetricConfig
+from flowopd.durable import replace_text
 from flowopd.errors import ConfigError
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
@@ -23,11 +24,18 @@ from flowopd.results import (
     bootstrap_average,
     bootstrap_grouped,
     gap_closed,
-    replace_text,
 )
 from flowopd.rewards import Reward
 from flowopd.session import Session
-from flowopd.stages.sample import asked, available_models, draw_pictures, evaluation_prompts, metric_prompts, repeated
+from flowopd.stages.sample import (
+    asked,
+    available_models,
+    draw_pictures,
+    evaluation_prompts,
+    even_batch,
+    metric_prompts,
+    repeated,
+)
 from flowopd.stages.watch import check_finite
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
@@ -88,7 +96,8 @@ def _judge(
 def own_pictures(prompts: Sequence[Prompt], config: EvaluateConfig) -> slice:
     """This process's share of a label's pictures, in whole micro-batches: which pictures are drawn together, and so
     their every bit, does not depend on the number of processes."""
-    return own_rows(len(prompts) * config.images_per_prompt, config.micro_batch)
+    pictures = len(prompts) * config.images_per_prompt
+    return own_rows(pictures, even_batch(pictures, config.micro_batch))
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
@@ -125,9 +134,11 @@ def groups_of(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
 def _settings(session: Session, config: EvaluateConfig, models: Sequence[str]) -> dict[str, object]:
     """What the numbers depend on, with a hash of it."""
     teachers = [model.removeprefix(TEACHER) for model in models if model.startswith(TEACHER)]
+    judged = {".".join(asked(metric, config)) for metric in config.metrics.values()}
     settings = {
         **session.recipe.parts(*RUN),
         "evaluate": config.model_dump(mode="json", exclude={"models"}),
         "sha256": session.hashes(teachers),
+        "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name in judged},
     }
     return settings | {"hash": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}

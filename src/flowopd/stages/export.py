@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from flowopd.errors import CheckpointError, ConfigError
+from flowopd.durable import new_folder
+from flowopd.errors import ConfigError
 from flowopd.formats import FORMATS, WHOLE, Trained
 from flowopd.hub import check_repository, public_name, push_folder
 from flowopd.lora_file import read_lora
@@ -131,18 +129,10 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     missing = [above for above in folder.parents if not above.exists()]
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise CheckpointError(f"{folder} cannot be written ({reason}); make room there, or choose --dest") from error
+        with new_folder(folder, mend="make room there, or choose --dest") as aside:
+            yield aside
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
         for above in missing:
             with suppress(OSError):
                 above.rmdir()

@@ -16,7 +16,8 @@ from torch import Tensor
 from flowopd.checkpoint import Checkpoints
 from flowopd.conditioning import Conditioning
 from flowopd.configs import PolicyConfig, TaskConfig
-from flowopd.lora_file import LoraFile, write_lora
+from flowopd.durable import write_folder
+from flowopd.lora_file import LoraFile, lora_files
 from flowopd.noise import seed_of
 from flowopd.objectives import group_advantages
 from flowopd.processes import only_main, sum_metrics, whole
@@ -53,11 +54,12 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     session.create(policy.name, policy.config.adapter, start)
     trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
     session.adapters.check_trainable(trainer.parameters, policy.name)
-    hashes = session.prompt_hashes()
+    hashes, rewards = session.prompt_hashes(), {task.reward for task in policy.tasks}
     common = {
         **session.recipe.identity(),
         "sha256": session.hashes([]),
         "sha256_prompts": {task.prompts: hashes[f"{task.prompts}.train"] for task in policy.tasks},
+        "judges": {name: judge.model for name, judge in session.recipe.judges.items() if name in rewards},
     }
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
@@ -65,7 +67,8 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
         images = policy.config.prompts_per_update * policy.config.group
         trainer.run(update, session.tracker(policy.stage, policy.config.optim.updates, images), checkpoints)
     folder = session.out / policy.folder
-    only_main(lambda: write_lora(folder, session.adapters.lora(policy.name), session.recipe.base))
+    files = lora_files(session.adapters.lora(policy.name), session.recipe.base)
+    only_main(lambda: write_folder(folder, files))
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,14 +14,15 @@ from PIL import Image
 from rich.progress import track
 
 from flowopd.configs import EvaluateConfig
+from flowopd.durable import make_folder, replace_picture, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.lora_file import sha256_of
 from flowopd.processes import only_main, own_rows, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
-from flowopd.results import TEACHER, replace_text
+from flowopd.results import TEACHER
 from flowopd.session import Session
-from flowopd.stages.sample import FOLDERS, available_models, draw_pictures
+from flowopd.stages.sample import FOLDERS, available_models, draw_pictures, even_batch
 from flowopd.tracking.screen import console, shows
 
 RECORD = "drawing.json"
@@ -98,16 +98,17 @@ def draw_layout(
     wait()
     only_main(lambda: _begin(folder, places, record))
     conditioning = session.encode(prompts)
-    rows = own_rows(len(places.pictures), config.micro_batch)
-    starts = range(rows.start, rows.stop, config.micro_batch)
+    size = even_batch(len(places.pictures), config.micro_batch)
+    rows = own_rows(len(places.pictures), size)
+    starts = range(rows.start, rows.stop, size)
     for start in track(starts, "drawing", console=console, disable=not shows()):
-        part = slice(start, min(start + config.micro_batch, rows.stop))
+        part = slice(start, min(start + size, rows.stop))
         lacking = [not (folder / path).exists() for path in places.pictures[part]]
         if any(lacking):
             pictures = draw_pictures(session, model, prompts, config, conditioning, part)
             for path, picture, lacks in zip(places.pictures[part], pictures, lacking, strict=True):
                 if lacks:
-                    _keep(folder, path, Image.fromarray(picture))
+                    replace_picture(folder / path, Image.fromarray(picture))
     wait()
 
 
@@ -146,16 +147,8 @@ def _check(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _begin(folder: Path, places: Places, record: Mapping[str, Any]) -> None:
     """The record first, which makes the folder ours; then whatever there is not yet."""
-    folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECORD, json.dumps(record, indent=1))
     for parent in dict.fromkeys(path.parent for path in places.pictures):
-        (folder / parent).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / parent)
     for path, text in places.texts.items():
         replace_text(folder / path, text + "\n")
-
-
-def _keep(folder: Path, path: Path, picture: Image.Image) -> None:
-    """Written aside and renamed, so that a picture is there whole or not at all."""
-    aside = folder / f".{os.getpid()}.part"
-    picture.save(aside, "PNG")
-    aside.rename(folder / path)

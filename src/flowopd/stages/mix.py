@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowopd.errors import ConfigError
+from flowopd.identity import lasting
 from flowopd.lora_file import read_lora, sha256_of
 from flowopd.results import GRPO_MIX
 from flowopd.session import Session
@@ -21,7 +22,7 @@ def train_mix(session: Session) -> Path:
         raise ConfigError("the recipe has no `grpo_mix`; add its tasks")
     started = session.out / "coldstart" if config.start == "coldstart" else None
     identity = {
-        "grpo_mix": config.model_dump(mode="json"),
+        "grpo_mix": lasting(config),
         "sha256_coldstart": sha256_of(started) if started else None,
     }
     policy = Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, list(config.tasks.values()))

@@ -11,11 +11,12 @@ from PIL import Image
 
 from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
+from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
 from flowopd.prompts import Prompt
-from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, replace_text
+from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session
 from flowopd.velocity import VelocityField
@@ -80,6 +81,19 @@ def draw(
 ) -> np.ndarray:
     """Pictures (B, H, W, 3) uint8; each depends on its model, prompt, seed and the sampling alone."""
     field = model_field(session, model, sampling.guidance, conditioning)
+    return draw_by(session, field, texts, seeds, sampling, conditioning, micro_batch)
+
+
+def draw_by(
+    session: Session,
+    field: VelocityField,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    conditioning: Conditioning,
+    micro_batch: int = 32,
+) -> np.ndarray:
+    """Pictures (B, H, W, 3) uint8 by any velocity of the session's model."""
     grid, shape = session.model.grid(sampling.steps), session.latent_shape()
     batch = Batch(conditioning(texts), tuple(seeds))
     latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, micro_batch)
@@ -101,9 +115,8 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
 
     def keep() -> None:
         pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
-        folder.mkdir(parents=True, exist_ok=True)
         for file, picture in zip(files, pictures, strict=True):
-            Image.fromarray(picture).save(file)
+            replace_picture(file, Image.fromarray(picture))
 
     only_main(keep)
     return files
@@ -123,7 +136,18 @@ def draw_pictures(
     texts = [prompt.text for prompt in many[rows]]
     if not texts:
         return np.empty((0, 0, 0, 3), np.uint8)
-    return draw(session, model, texts, seeds[rows], config.sampling, conditioning, config.micro_batch)
+    size, seeds = even_batch(len(many), config.micro_batch), seeds[rows]
+    lacking = -len(texts) % size
+    filled = (texts + texts[:1] * lacking, seeds + seeds[:1] * lacking)
+    return draw(session, model, *filled, config.sampling, conditioning, size)[: len(texts)]
+
+
+def even_batch(n: int, most: int) -> int:
+    """The size of micro-batches for `n` pictures that needs as few as `most` does, and has them alike: 12 for 34, 16.
+
+    A picture's last bits depend on how many are drawn with it, not on which: so they depend on no order.
+    """
+    return -(-n // -(-n // most)) if n else most
 
 
 def repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
@@ -166,10 +190,9 @@ def draw_wall(session: Session, config: EvaluateConfig) -> Path:
     conditioning = session.encode(prompts)
 
     def keep() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         for model in models:
             for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
-                Image.fromarray(picture).save(folder / f"{i}-{model}.png")
+                replace_picture(folder / f"{i}-{model}.png", Image.fromarray(picture))
         replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
 
     only_main(keep)

@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from flowopd.results import Estimate, Results, replace_text
+from flowopd.durable import replace_picture, replace_text
+from flowopd.results import Estimate, Results
 
 TABLE, WALL = "table.md", "wall.png"
 TILE, GAP, MARGIN, LINE = 96, 6, 148, 15
@@ -20,7 +21,7 @@ def write_summary(run: Path) -> None:
     if (run / "results.json").exists():
         replace_text(run / TABLE, table(Results.load(run / "results.json")))
     if (run / "samples" / "index.json").exists():
-        wall(run / "samples").save(run / WALL, optimize=True)
+        replace_picture(run / WALL, wall(run / "samples"), optimize=True)
 
 
 def table(results: Results) -> str:

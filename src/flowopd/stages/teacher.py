@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowopd.configs import RewardConfig, TaskConfig
 from flowopd.errors import ConfigError
+from flowopd.identity import lasting
 from flowopd.session import Session
 from flowopd.stages.grpo import Policy, train_policy
 
@@ -21,4 +22,4 @@ def train_teacher(session: Session, name: str) -> Path:
     config = teacher.train
     task = TaskConfig(**config.model_dump(include=set(RewardConfig.model_fields)))
     policy = Policy(name, f"teacher:{name}", f"teachers/{name}", config, [task])
-    return train_policy(session, policy, {"teacher": config.model_dump(mode="json")}, None)
+    return train_policy(session, policy, {"teacher": lasting(config)}, None)

@@ -12,9 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from flowopd.processes import any_of, is_main
+from flowopd.durable import append_text, flush_file, make_folder, replace_text
+from flowopd.errors import DataError
+from flowopd.processes import everywhere, is_main
 from flowopd.tracking.boards import Board, Place, open_boards
-from flowopd.tracking.screen import open_screen
+from flowopd.tracking.screen import console, open_screen
 
 OnUpdate = Callable[[int, Mapping[str, float]], object]
 """(update, its metrics) -> True to end the stage after it, anything else to go on; each process calls its own."""
@@ -44,8 +46,8 @@ class Tracker:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.stage, self.total, self._writes, self._on_update = stage, total, is_main(), on_update
-        run.mkdir(parents=True, exist_ok=True)
-        self._file = run / "metrics.jsonl"
+        make_folder(run)
+        self._file, self._rows = run / "metrics.jsonl", 0
         self._boards: list[Board] = open_boards(track, Place(run, stage, settings or {})) if self._writes else []
         self._start = time.monotonic()
         self._screen = open_screen(stage, total, samples)
@@ -61,19 +63,33 @@ class Tracker:
         for board in self._boards:
             board.close()
 
-    def rewind(self, step: int) -> None:
-        """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped."""
+    def rewind(self, step: int, rows: int = 0) -> None:
+        """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped.
+
+        So is a last line that does not end, which a full disk may leave. Says so on standard error if fewer than `rows`
+        of this stage are left. Raises DataError for a line that is not JSON, CheckpointError if it cannot be written.
+        """
         self._screen.resume(step)
-        if not (self._writes and self._file.exists()):
+        if not self._writes:
             return
-        rows = [line for line in self._file.read_text().splitlines() if line]
-        kept = [line for line in rows if not self._repeats(json.loads(line), step)]
-        aside = self._file.with_suffix(".tmp")
-        aside.write_text("".join(line + "\n" for line in kept))
-        aside.rename(self._file)
+        text = self._file.read_text(encoding="utf-8", errors="replace") if self._file.exists() else ""
+        lines = [(line, _row(line, f"{self._file}:{i}")) for i, line in enumerate(text.split("\n")[:-1], 1) if line]
+        kept = [(line, row) for line, row in lines if not self._repeats(row, step)]
+        rewound = "".join(f"{line}\n" for line, _ in kept)
+        if rewound != text:
+            replace_text(self._file, rewound)
+        self._rows = sum(row.get("stage") == self.stage for _, row in kept)
+        if self._rows < rows:
+            lost = f"{self._file} holds {self._rows} of the {rows} rows of {self.stage}; the others were lost"
+            console.print(lost, soft_wrap=True, markup=False, highlight=False)
 
     def _repeats(self, row: Mapping[str, object], step: int) -> bool:
         return row.get("stage") == self.stage and int(str(row.get("step", -1))) >= step
+
+    def flush(self) -> int:
+        """Have the disk hold the rows so far; returns how many are of this stage."""
+        flush_file(self._file)
+        return self._rows
 
     def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
         """Write the row of `step`; `note` is shown in place of a summary of the metrics."""
@@ -84,8 +100,8 @@ class Tracker:
             **metrics,
         }
         if self._writes:
-            with self._file.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            append_text(self._file, json.dumps(row) + "\n")
+            self._rows += 1
         for board in self._boards:
             board.scalars(step, metrics)
             for name, values in by_step(metrics).items():
@@ -94,7 +110,7 @@ class Tracker:
 
     def ends(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether `on_update`, told of an update, ends the stage; in any process, so in all of them."""
-        return self._on_update is not None and any_of(self._on_update(step, metrics) is True)
+        return self._on_update is not None and any(everywhere(self._on_update(step, metrics) is True))
 
 
 def show_picture(
@@ -111,3 +127,14 @@ def by_step(metrics: Mapping[str, float]) -> dict[str, list[float]]:
     found = [(match[1], int(match[2]), value) for name, value in metrics.items() if (match := BY_STEP.match(name))]
     names = dict.fromkeys(name for name, _, _ in found)
     return {name: [value for other, _, value in sorted(found) if other == name] for name in names}
+
+
+def _row(line: str, where: str) -> dict[str, object]:
+    """The object in a line. Raises DataError if there is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON ({error.msg} at column {error.colno}); mend or delete the line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds {type(row).__name__} where an object belongs; mend or delete the line")
+    return row

@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
+from flowopd.durable import writing
 from flowopd.errors import ConfigError
 
 PROJECT = "flowopd"
@@ -68,34 +70,38 @@ class Board(Protocol):
 
 
 class TensorBoard:
-    """Event files in OUT/tensorboard/STAGE."""
+    """Event files in OUT/tensorboard/STAGE. Raises CheckpointError if they cannot be written."""
 
     def __init__(self, place: Place) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(place.run / "tensorboard" / place.stage.replace(":", "-")))
+        self._folder = place.run / "tensorboard" / place.stage.replace(":", "-")
+        with writing(self._folder):
+            self._writer = SummaryWriter(str(self._folder))
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """One curve a metric."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
 
     def by_step(self, step: int, name: str, values: Sequence[float]) -> None:
         """Buckets (i, i + 1] as high as the value of step i."""
         n = len(values)
         total, squares = sum(i * v for i, v in enumerate(values)), sum(i * i * v for i, v in enumerate(values))
         edges, heights = [float(i) for i in range(n + 1)], [0.0, *values]
-        self._writer.add_histogram_raw(name, 0, n, math.fsum(values), total, squares, edges, heights, step)
+        with writing(self._folder):
+            self._writer.add_histogram_raw(name, 0, n, math.fsum(values), total, squares, edges, heights, step)
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """An image."""
-        import numpy as np
-
-        self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        with writing(self._folder):
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
 
 
 class Wandb:
@@ -164,8 +170,6 @@ class Trackio:
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """An image."""
-        import numpy as np
-
         self._trackio.log({name: self._trackio.Image(np.asarray(picture.convert("RGB")))}, step=step)
 
     def close(self) -> None:

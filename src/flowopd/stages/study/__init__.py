@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowopd.results import replace_text
+from flowopd.durable import replace_text
 from flowopd.stages.study.gather import gather
 from flowopd.stages.study.page import page
 from flowopd.stages.study.pictures import draw
@@ -22,13 +22,11 @@ def write_study(suite: Path, runs: Path, folder: Path) -> Path:
     """
     results = folder / "results"
     study = gather(suite, runs)
-    results.mkdir(parents=True, exist_ok=True)
     study.save(results / STUDY)
     return write_page(study, folder)
 
 
 def write_page(study: Study, folder: Path) -> Path:
     """FOLDER/RESULTS.md and the figures in FOLDER/results, from the record alone."""
-    folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / PAGE, page(study, draw(study, folder / "results")))
     return folder / PAGE

@@ -12,7 +12,8 @@ import numpy as np
 from flowopd.results import Estimate, bootstrap_average
 from flowopd.session import Session
 from flowopd.stages.evaluate import PER_PROMPT, RESULTS, counted, estimated, groups_of
-from flowopd.stages.report import gap_curves, gap_tables, read_rows
+from flowopd.stages.report.contents import read_rows
+from flowopd.stages.report.series import gap_curves, gap_tables
 from flowopd.stages.sample import evaluation_prompts, metric_prompts
 from flowopd.stages.study.records import Cost, Gap, Line, Study, Verdict
 from flowopd.stages.workload import workloads

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowopd.durable import replace_bytes
 from flowopd.results import BASE
 from flowopd.stages.study.records import Line, Study
 
@@ -28,8 +30,9 @@ def draw(study: Study, folder: Path) -> dict[str, str]:
     for name, (source, make) in asked.items():
         figure = make(study, source) if source is not None else None
         if figure is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+            file = BytesIO()
+            figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+            replace_bytes(folder / f"{name}.png", file.getvalue())
             drawn[CAPTIONS[name]] = f"{folder.name}/{name}.png"
     return drawn
 

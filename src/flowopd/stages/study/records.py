@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flowopd.durable import replace_text
 from flowopd.errors import DataError
-from flowopd.results import Estimate, replace_text
+from flowopd.results import Estimate
 from flowopd.suite import Claim, Pictures, Row, Table
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from hashlib import sha256
 from typing import Any, ParamSpec
@@ -22,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flowopd.results import Estimate
+from flowopd.stages.report.series import Curve, thinned
 
 SERIES = 8
 """Colours that the page has for series; further ones begin again."""
@@ -53,14 +53,6 @@ _WIDTH = 4.9
 """Inches: a phone shows a figure nearly unscaled, a desk two side by side."""
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """One quantity over the updates of a stage: `steps` (n,) rising, `values` (n,) finite, n >= 1."""
-
-    steps: np.ndarray
-    values: np.ndarray
 
 
 def _as_svg(draw: Callable[P, Figure]) -> Callable[P, str]:
@@ -101,7 +93,7 @@ def curves(lines: Mapping[str, Curve], order: Sequence[str], ylabel: str, *, log
     axes = figure.subplots()
     for label, curve in lines.items():
         colour = _SERIES[order.index(label) % SERIES]
-        steps, low, mean, high = _thinned(curve)
+        steps, low, mean, high = thinned(curve, POINTS)
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=1.5, label=label)
     if log:
@@ -145,15 +137,6 @@ def _cells(axes: Axes, values: np.ndarray, largest: float) -> None:
     axes.set_ylim(values.shape[0] - 0.5, -0.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean step, and least, mean and largest value, of each of at most POINTS runs of neighbours."""
-    runs = min(POINTS, len(curve.steps))
-    steps, values = np.array_split(curve.steps, runs), np.array_split(curve.values, runs)
-    summary = [(s.mean(), v.min(), v.mean(), v.max()) for s, v in zip(steps, values, strict=True)]
-    step, low, mean, high = np.array(summary).T
-    return step, low, mean, high
 
 
 def _figure(height: float) -> Figure:
