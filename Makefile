@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale robustness lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -30,6 +30,15 @@ studio-scale: .venv/ready
 # Runs of every trained stage, killed ten times each, by one process and by two: a few minutes.
 robustness: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/stages/test_kills.py
+
+# The bands of the monitors against the shipped experts, which are healthy: about a minute.
+monitors: .venv/ready
+	$(BIN)/python -m pytest -m slow tests/acceptance/test_monitors.py -s
+
+# Memory and time of a long distillation of the mini demo: MINUTES of it.
+MINUTES ?= 30
+soak: .venv/ready
+	$(BIN)/python tests/acceptance/soak.py --minutes $(MINUTES)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

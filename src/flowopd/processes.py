@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object, parse_flag_from_env, reduce
 from torch import Tensor, nn
+
+Found = TypeVar("Found")
 
 
 @cache
@@ -95,3 +98,9 @@ def sum_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         for name, value in part.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals
+
+
+def first_found(own: Found | None) -> tuple[int, Found] | None:
+    """What the first process that found something has found, with that process's number; None if none did."""
+    everyone: list[Found | None] = gather_object([own])
+    return next(((number, found) for number, found in enumerate(everyone) if found is not None), None)

@@ -25,6 +25,7 @@ from flowopd.configs import (
 )
 from flowopd.errors import ConfigError
 from flowopd.identity import lasting
+from flowopd.monitors.limits import MonitorConfig
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
 from flowopd.shipped import shipped_recipe, shipped_recipes
@@ -60,6 +61,7 @@ class Recipe(Strict):
     distill: DistillConfig | None = Field(None, description="on-policy distillation")
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
     trust: tuple[str, ...] = Field((), description="rewards by module:Class whose code this recipe may run")
+    monitor: MonitorConfig | None = Field(None, description="watch what is trained without a reward; none is off")
     evaluate: EvaluateConfig | None = Field(None, description="the table of all models")
     samples: SamplesConfig = Field(SamplesConfig(), description="the wall of pictures in the report")
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = Field(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from flowopd import conditioning
 from flowopd.adapters import Adapters
@@ -103,6 +104,20 @@ class Session:
     def adapters(self) -> Adapters:
         """The base with the adapters that were loaded so far."""
         return Adapters(self.model.transformer)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The transformers in memory by the model that brought each: the base, with adapters, and whole teachers."""
+        return {BASE: self.adapters.transformer} | {name: field.transformer for name, field in self._whole.items()}
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """All weights and buffers of the models in memory, by model and name; an adapter's are not the base's."""
+        adapters = {name: self.adapters.parameters(name) for name in self.adapters.names}
+        own = {id(p) for parameters in adapters.values() for p in parameters.values()}
+        networks = {
+            model: {name: p for name, p in (*network.named_parameters(), *network.named_buffers()) if id(p) not in own}
+            for model, network in self.networks().items()
+        }
+        return {**networks, **adapters}
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents of the recipe's pictures."""

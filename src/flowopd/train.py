@@ -15,9 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flowopd.checkpoint import BestConfig, Checkpoints, Log
 from flowopd.errors import CheckpointError, ConfigError, FlowOpdError, Interrupted, NumericsError
 from flowopd.identity import HARMLESS
-from flowopd.processes import everywhere, is_main, sum_gradients, wait
+from flowopd.processes import everywhere, is_main, sum_gradients, sum_metrics, wait
 from flowopd.signals import listening
-from flowopd.tracking import Tracker
+from flowopd.tracking import Tracker, warn
 
 Update = Callable[[int], Mapping[str, Tensor]]
 """Leaves this process's share of the gradient of update `step` in the parameters; returns the metrics, scalars."""
@@ -38,6 +38,9 @@ class TrainConfig(BaseModel):
     checkpoint_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="updates between two checkpoints")
     keep: Annotated[int, HARMLESS] = Field(2, ge=1, description="how many of the last checkpoints stay")
     best: Annotated[BestConfig | None, HARMLESS] = Field(None, description="a metric by which another one stays too")
+    max_skips: Annotated[int, HARMLESS] = Field(
+        3, ge=0, description="updates in a row that may be skipped because their gradient is not finite"
+    )
 
 
 class Average:
@@ -62,38 +65,68 @@ class Average:
             parameter.copy_(value)
 
 
-class Trainer:
-    """Trains some named parameters; what it ends with are the averaged weights."""
+class Watch:
+    """What watches a stage while it trains, and may stop it; this one sees nothing."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
+    def begin(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
+        """Called once a call of the stage, while the weights are those that it starts from."""
+
+    def fault(self, step: int) -> str | None:
+        """What is not finite in update `step`, found by making it again; it may leave gradients."""
+        return None
+
+    def look(self, step: int, trainer: Trainer) -> Mapping[str, float]:
+        """Called after update `step`; returns metrics for its row. May raise NumericsError, or roll back."""
+        return {}
+
+    def end(self) -> None:
+        """Called after the last update, before its state is kept."""
+
+
+class Trainer:
+    """Trains some named parameters under a watch; what it ends with are the averaged weights."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, watch: Watch | None = None) -> None:
         self.config, self.names, self.parameters = config, list(parameters), list(parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999)
         )
         self.average = Average(self.parameters, config.ema)
+        self.watch = watch or Watch()
+        self.rate = 1.0  # share of the learning rate that roll-backs have left
+        self._proven, self._skipped = -1, 0  # the last update whose gradient was finite; those skipped since
+        self._fault, self._reached = "", False
 
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Make all updates that are left, and leave the averaged weights in the parameters.
 
         SIGINT and SIGTERM are heard after an update, which is kept: all processes then raise Interrupted. What stops an
         update is raised again, once the updates before it are kept. Raises CheckpointError if no checkpoint is whole,
-        or the one there is belongs to another run.
+        or the one there is belongs to another run; NumericsError if more updates in a row than `max_skips` have no
+        finite gradient, or the watch says so.
 
         The tracker's `on_update` may end the training early; called again, it goes on.
         """
         with tracker, listening() as heard:
+            self.watch.begin(self, checkpoints)
             start, metrics = self._resume(tracker, checkpoints), dict[str, float]()
+            self._proven = start - 1
             for step in range(start, self.config.updates):
                 try:
-                    told = {**update(step), "grad_norm": self._step(step)}
+                    told = {**update(step), **self._step(step)}
                 except FlowOpdError:
                     if step > start and not self._is_due(step):
                         self._keep(step, metrics, tracker, checkpoints)
                     raise
+                self._refuse_more_skips(step, checkpoints)
+                told |= self.watch.look(step, self)
                 metrics = {name: float(value) for name, value in told.items()}
                 self._check_best(metrics)
                 tracker.log(step, metrics)
-                ends, stop = tracker.ends(step, metrics), max(everywhere(heard()))
+                ends = tracker.ends(step, metrics)
+                if ends or step + 1 == self.config.updates:
+                    self.watch.end()
+                stop = max(everywhere(heard()))
                 if self._is_due(step + 1) or stop or ends:
                     self._keep(step + 1, metrics, tracker, checkpoints)
                     wait()
@@ -108,7 +141,15 @@ class Trainer:
         return step % self.config.checkpoint_every == 0 or step == self.config.updates
 
     def _keep(self, step: int, metrics: Mapping[str, float], tracker: Tracker, checkpoints: Checkpoints) -> None:
-        """The main process makes a checkpoint, once the disk holds the rows before it."""
+        """The main process makes a checkpoint, once the disk holds the rows before it; none while updates are skipped.
+
+        Raises NumericsError for a weight that is not finite.
+        """
+        if self._skipped:
+            return
+        broken = self._broken_weight()
+        if broken:
+            raise NumericsError(f"after update {step - 1} {broken}; {self._way_out(checkpoints)}")
         if is_main():
             checkpoints.save(step, self._state(), Log(tracker.flush(), metrics))
             checkpoints.prune(step, self.config.keep, self.config.best)
@@ -122,17 +163,76 @@ class Trainer:
                 f"optim.best.metric: there is no {best.metric!r} among the metrics; did you mean {near!r}?"
             )
 
-    def _step(self, step: int) -> Tensor:
+    def _step(self, step: int) -> dict[str, Tensor | float]:
+        """Take the step, or skip it if its gradient is not finite; `grad_norm`, and `skipped` 0 or 1."""
+        self._check_reached(step)
         sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NumericsError(f"the gradient of update {step} is not finite; weights kept, lower the learning rate")
+            self._skip(step)
+            return {"grad_norm": norm, "skipped": 1.0}
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._rate(step)
+            group["lr"] = self.config.learning_rate * self._rate(step) * self.rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.parameters)
-        return norm
+        self._proven, self._skipped = step, 0
+        return {"grad_norm": norm, "skipped": 0.0}
+
+    def _check_reached(self, step: int) -> None:
+        """Before the first step: every process's gradients together reach every tensor that is trained.
+
+        A zero is a gradient: the A of a fresh adapter, whose B is zero, has no other at first.
+        """
+        if self._reached:
+            return
+        named = zip(self.names, self.parameters, strict=True)
+        there = sum_metrics({name: 1.0 for name, p in named if p.grad is not None})
+        missing = [name for name in self.names if name not in there]
+        if missing:
+            raise NumericsError(
+                f"no gradient reached {missing[0]}, nor {len(missing) - 1} more of {len(self.names)} trained tensors, "
+                f"in update {step}; take layers that the model uses as `adapter.targets`"
+            )
+        self._reached = True
+
+    def _skip(self, step: int) -> None:
+        """Leave weights, moments and average as they are, and name what is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        broken = self._broken_weight()
+        self._fault = broken or self.watch.fault(step) or "its gradient is not finite"
+        self.optimizer.zero_grad(set_to_none=True)
+        self._skipped += self.config.max_skips + 1 if broken else 1
+        warn(f"update {step} is skipped, weights kept: {self._fault}")
+
+    def _refuse_more_skips(self, step: int, checkpoints: Checkpoints) -> None:
+        """Raises NumericsError after more skipped updates in a row than there may be, or for a broken weight."""
+        if self._skipped > self.config.max_skips:
+            raise NumericsError(f"update {step}: {self._fault}; {self._way_out(checkpoints)}")
+
+    def _broken_weight(self) -> str | None:
+        named = zip(self.names, self.parameters, strict=True)
+        return next((f"weight {name} is not finite" for name, p in named if not bool(p.isfinite().all())), None)
+
+    def _way_out(self, checkpoints: Checkpoints) -> str:
+        """The newest checkpoint from which an update with a finite gradient was made, and the mend."""
+        kept = [int(folder.name.removeprefix("step-")) for folder in checkpoints.folder.glob("step-*")]
+        good = max((n for n in kept if n <= self._proven), default=None)
+        known = "no checkpoint" if good is None else f"checkpoint {checkpoints.folder / f'step-{good}'}"
+        return f"{known} is the last known to be good; begin anew with a lower learning rate or a wider dtype"
+
+    def snapshot(self, step: int, checkpoints: Checkpoints) -> None:
+        """Let this state, after `step` updates, be the only one in a folder of its own; the main process writes."""
+        if is_main():
+            checkpoints.save(step, self._state())
+            checkpoints.prune(step, keep=1)
+
+    def roll_back(self, checkpoints: Checkpoints) -> None:
+        """Take weights, moments and average of the newest checkpoint, and halve the learning rate from here on."""
+        found, rate = checkpoints.latest(), self.rate
+        assert found is not None
+        self._restore(found.tensors)
+        self.rate = rate / 2
 
     def _rate(self, step: int) -> float:
         """Share of the learning rate in update `step`."""
@@ -146,7 +246,7 @@ class Trainer:
         state |= {f"ema.{name}": p for name, p in zip(self.names, self.average.values, strict=True)}
         for i, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{key}.{self.names[i]}": torch.as_tensor(value) for key, value in values.items()}
-        return state | {"ema_updates": torch.tensor(self.average.updates)}
+        return state | {"ema_updates": torch.tensor(self.average.updates), "rate": torch.tensor(self.rate)}
 
     def _resume(self, tracker: Tracker, checkpoints: Checkpoints) -> int:
         """Take up the newest checkpoint; returns how many updates were made."""
@@ -171,4 +271,4 @@ class Trainer:
                 if f"adam.step.{name}" in state:
                     moments[i] = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.average.updates = int(state["ema_updates"])
+        self.average.updates, self.rate = int(state["ema_updates"]), float(state.get("rate", 1.0))

@@ -53,6 +53,8 @@ RUNNING = (
     "checkpoint",
     "tracking",
     "train",
+    "nonfinite",
+    "monitors",
     "configs",
     "recipe",
     "suite",

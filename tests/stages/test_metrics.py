@@ -10,9 +10,8 @@ from flowopd.stages.coldstart import cold_start
 from flowopd.stages.mix import train_mix
 from flowopd.stages.teacher import train_teacher
 
-DOCS = Path(__file__).parents[2] / "docs"
-TOLD = "".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))
-NAMES = re.findall(r"^\| `([^`]+)` \|", TOLD, re.M)
+DOC = Path(__file__).parents[2] / "docs" / "METRICS.md"
+NAMES = re.findall(r"^\| `([^`]+)` \|", DOC.read_text(encoding="utf-8"), re.M)
 LABELS = ("composition", "quality")
 QUICK = {
     "prompts_per_update": 2,

@@ -32,6 +32,8 @@ QUALITY = {"reward": "mini_quality", "prompts": "quality"}
 COMPOSITION = {"reward": "mini_geneval", "detail": "continuous", "prompts": "composition"}
 SFT = {"kind": "sft", "images": 6, "batch": 5, "micro_batch": 2, "sampling": {"steps": 2}, "optim": {"updates": 1}}
 
+MONITOR = {"every": 1, "prompts": 3, "images": 3, "limits": {"sharpness": [0, 1e9], "velocity": [0, 1e9]}}
+
 
 def recipes(world, distilling):
     """A recipe for every trained stage, each of one update."""
@@ -44,10 +46,11 @@ def recipes(world, distilling):
         "grpo": trained,
         "matching": {**trained, "grpo_mix": matched},
         "sft": world.tree(coldstart=SFT),
+        "monitored": world.tree(distill=distilling(updates=1), monitor=MONITOR),
     }
 
 
-STAGES = {"distill": "distill", "grpo": "grpo_mix", "matching": "grpo_mix", "sft": "sft"}
+STAGES = {"monitored": "distill", "distill": "distill", "grpo": "grpo_mix", "matching": "grpo_mix", "sft": "sft"}
 
 
 def gradients(out, stage):
@@ -132,10 +135,30 @@ def test_two_processes_log_what_one_logs(alone, together):
         )
 
 
+def test_two_processes_see_through_a_monitor_what_one_sees(alone, together):
+    here, there = (
+        {name: value for name, value in json.loads(text).items() if name.startswith("monitor/")}
+        for text in ((folder / "monitored" / "metrics.jsonl").read_text() for folder in (alone, together))
+    )
+    assert here and here == pytest.approx(there, rel=0.02, abs=0.01)
+
+
 def test_the_failure_of_one_process_ends_all(world, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({**world.tree(coldstart={"kind": "merge"}), "others_fail": True}))
     done = launch([tmp_path / "r.json", tmp_path / "out"])
     assert done.returncode != 0 and "process 1 gives up" in done.stderr
+
+
+def test_of_two_processes_both_stop_at_what_one_of_them_meets(world, tmp_path, distilling):
+    parts = distilling(updates=3)
+    parts["optim"]["max_skips"] = 0
+    (tmp_path / "r.json").write_text(json.dumps({**world.tree(distill=parts), "breaks_in": 1}))
+    done = launch([tmp_path / "r.json", tmp_path / "out"])
+    assert done.returncode != 0
+    assert (
+        done.stderr.count("NumericsError: update 0: the velocity of the student is not finite, sample 0, prompt") == 2
+    )
+    assert done.stderr.count("(process 1)") >= 2
 
 
 @pytest.mark.parametrize(("n", "unit"), [(8, 1), (7, 1), (1, 1), (0, 1), (10, 4), (3, 4)])

@@ -12,23 +12,24 @@ from flowopd import durable
 from flowopd.checkpoint import Checkpoints
 from flowopd.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError
 from flowopd.tracking import Tracker
-from flowopd.train import Average, TrainConfig, Trainer
+from flowopd.train import Average, TrainConfig, Trainer, Watch
 
 
-def trainer(**changes):
+def trainer(watch=None, **changes):
     config = TrainConfig(**{"updates": 6, "learning_rate": 0.1, "warmup": 0, "checkpoint_every": 2} | changes)
-    return Trainer({"x": nn.Parameter(torch.tensor([1.0, -2.0]))}, config)
+    return Trainer({"x": nn.Parameter(torch.tensor([1.0, -2.0]))}, config, watch)
 
 
-def run(trained, folder, stop=None, poison=None, stopped=KeyboardInterrupt, call=lambda step: None):
+def run(trained, folder, stop=None, poison=(), stopped=KeyboardInterrupt, call=lambda step: None):
     """Follow the gradient of `|x|^2`, whose update depends on the step; `stop` fails there, `poison` gives nan."""
+    poison = {poison} if isinstance(poison, int) else set(poison)
     (x,) = trained.parameters
 
     def update(step):
         call(step)
         if step == stop:
             raise stopped
-        x.grad = 2 * x.detach() * (1 + step) * (float("nan") if step == poison else 1.0)
+        x.grad = 2 * x.detach() * (1 + step) * (float("nan") if step in poison else 1.0)
         return {"loss": x.detach().square().sum()}
 
     trained.run(update, Tracker(folder, "distill", 6), Checkpoints(folder / "checkpoints", {"seed": 0}))
@@ -78,11 +79,139 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, stop):
     assert records[0] == records[1] and [row["step"] for row in records[0]] == list(range(6))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_kept(tmp_path):
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_an_update_whose_gradient_is_not_finite_is_skipped(tmp_path, poison, capsys):
+    seen = {}
     trained = trainer()
-    with pytest.raises(NumericsError, match="update 3"):
-        run(trained, tmp_path, poison=3)
+
+    def update(step):
+        (x,) = trained.parameters
+        state = {name: tensor.clone() for name, tensor in trained._state().items()}
+        seen[step] = state
+        x.grad = x.detach() * (poison if step == 3 else 1.0)
+        return {"loss": x.detach().sum() * (poison if step == 3 else 1.0)}
+
+    trained.run(update, Tracker(tmp_path, "distill", 6), Checkpoints(tmp_path / "checkpoints", {}))
+    assert seen[3].keys() == seen[4].keys()
+    assert all(torch.equal(tensor, seen[4][name]) for name, tensor in seen[3].items())
+    assert not torch.equal(seen[4]["weight.x"], seen[5]["weight.x"])
+    assert [row["skipped"] for row in records(tmp_path)] == [0, 0, 0, 1, 0, 0]
+    assert "loss" not in records(tmp_path)[3] and "loss" in records(tmp_path)[4]
+    assert "update 3 is skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_more_skips_in_a_row_than_allowed_stop_the_run_and_name_the_last_good_checkpoint(tmp_path, most):
+    trained = trainer(max_skips=most, updates=9, checkpoint_every=1)
+    last = 4 + most
+    with pytest.raises(NumericsError, match=rf"^update {last}: its gradient is not finite; checkpoint .*step-3 is the"):
+        run(trained, tmp_path, poison=range(4, 9))
     assert trained.parameters[0].isfinite().all()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-3", "step-4"]
+
+
+def test_skips_that_are_not_in_a_row_do_not_stop_the_run(tmp_path):
+    run(trainer(max_skips=1), tmp_path, poison=(1, 3, 5))
+    assert [row["skipped"] for row in records(tmp_path)] == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_run_that_resumes_after_a_skip_is_the_same_bit_for_bit(tmp_path):
+    whole = run(trainer(checkpoint_every=1), tmp_path / "whole", poison=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer(checkpoint_every=1), tmp_path / "parts", stop=4, poison=1)
+    assert torch.equal(run(trainer(checkpoint_every=1), tmp_path / "parts", poison=1), whole)
+
+
+def test_a_run_that_resumes_into_trouble_knows_its_last_good_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer(checkpoint_every=1), tmp_path, stop=4)
+    with pytest.raises(NumericsError, match=r"update 4: .*step-3 is the last known to be good"):
+        run(trainer(checkpoint_every=1, max_skips=0), tmp_path, poison=4)
+
+
+def test_without_a_good_checkpoint_it_is_said(tmp_path):
+    with pytest.raises(NumericsError, match=r"update 0: .*; no checkpoint is the last known to be good; begin anew"):
+        run(trainer(max_skips=0), tmp_path, poison=0)
+
+
+def test_a_learning_rate_that_breaks_the_weights_stops_the_run_before_they_are_kept(tmp_path):
+    with pytest.raises(NumericsError, match="after update 0 weight x is not finite"):
+        run(trainer(learning_rate=float("inf"), checkpoint_every=1), tmp_path)
+    assert list((tmp_path / "checkpoints").glob("*")) == []
+
+
+def test_broken_weights_stop_the_run_at_once(tmp_path):
+    with pytest.raises(NumericsError, match="update 1: weight x is not finite"):
+        run(trainer(learning_rate=float("inf"), checkpoint_every=5), tmp_path)
+
+
+def test_a_tensor_that_no_gradient_reaches_is_named(tmp_path):
+    x, y = (nn.Parameter(torch.ones(2)) for _ in range(2))
+
+    def update(step):
+        x.grad = torch.zeros(2)
+        return {}
+
+    with pytest.raises(NumericsError, match="no gradient reached y"):
+        Trainer({"x": x, "y": y}, TrainConfig(updates=2)).run(
+            update, Tracker(tmp_path, "distill", 2), Checkpoints(tmp_path / "checkpoints", {})
+        )
+    assert torch.equal(x, torch.ones(2))
+
+
+def test_a_roll_back_takes_the_state_that_was_kept_at_half_the_rate(tmp_path):
+    trained, passed = trainer(), Checkpoints(tmp_path / "passed", {})
+    (x,) = trained.parameters
+    for step in range(4):
+        if step == 2:
+            trained.snapshot(step, passed)
+            kept = {name: tensor.clone() for name, tensor in trained._state().items()}
+        x.grad = x.detach().clone()
+        trained._step(step)
+    trained.roll_back(passed)
+    now = trained._state()
+    assert all(torch.equal(tensor, now[name]) for name, tensor in kept.items() if name != "rate")
+    assert trained.rate == 0.5 and float(now["rate"]) == 0.5
+    before = x.detach().clone()
+    x.grad = torch.full((2,), 1e9)
+    trained._step(4)
+    assert trained.optimizer.param_groups[0]["lr"] == 0.05 and not torch.equal(before, x)
+
+
+def test_a_roll_back_to_the_start_forgets_the_moments(tmp_path):
+    trained, passed = trainer(), Checkpoints(tmp_path / "passed", {})
+    (x,) = trained.parameters
+    trained.snapshot(0, passed)
+    x.grad = x.detach().clone()
+    trained._step(0)
+    trained.roll_back(passed)
+    assert x.tolist() == [1.0, -2.0] and not any(name.startswith("adam") for name in trained._state())
+    x.grad = x.detach().clone()
+    trained._step(1)
+
+
+def test_a_resume_keeps_the_rate_that_roll_backs_left(tmp_path):
+    class Once(Watch):
+        def look(self, step, trainer):
+            if step == 1 and trainer.rate == 1:
+                trainer.snapshot(1, passed)
+                trainer.roll_back(passed)
+            return {}
+
+    passed = Checkpoints(tmp_path / "passed", {})
+    results = []
+    for folder, stops in (("whole", [None]), ("parts", [3, None])):
+        for stop in stops:
+            trained = trainer(watch=Once(), checkpoint_every=1)
+            try:
+                results.append(run(trained, tmp_path / folder, stop=stop))
+            except KeyboardInterrupt:
+                assert stop == 3
+    assert torch.equal(*results) and trained.rate == 0.5
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

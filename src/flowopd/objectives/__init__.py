@@ -4,7 +4,7 @@ from flowopd.objectives.anchor import Anchor
 from flowopd.objectives.detached_surrogate import DetachedSurrogate
 from flowopd.objectives.flow_matching import FlowMatching
 from flowopd.objectives.gap import squared_gap
-from flowopd.objectives.grpo import Grpo, group_advantages
+from flowopd.objectives.grpo import Grpo, group_advantages, transition_ratio
 from flowopd.objectives.matching import AdvantageMatching
 from flowopd.objectives.policy_gradient import SampledLogRatio
 from flowopd.objectives.reverse_kl import ReverseKL
@@ -22,4 +22,5 @@ __all__ = [
     "group_advantages",
     "squared_gap",
     "step_weights",
+    "transition_ratio",
 ]

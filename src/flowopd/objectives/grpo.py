@@ -28,6 +28,11 @@ def group_advantages(rewards: PerSample, group: int, eps: float = 1e-4) -> PerSa
     return torch.where(varied, advantages, 0.0).flatten()
 
 
+def transition_ratio(new: Gaussian, old_log_prob: PerSample, x_next: Batch) -> PerSample:
+    """`rho`, the ratio (B,) of the densities of `x_next` under `new` and as it was drawn, per latent element."""
+    return ((new.log_prob(x_next) - old_log_prob.detach()) / x_next[0].numel()).exp()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grpo:
     """`loss = -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + kl * KL(new || reference) / D`.
@@ -57,8 +62,7 @@ class Grpo:
         """
         if reference is None and self.kl > 0:
             raise ConfigError(f"kl = {self.kl} needs the means of a reference; pass them, or set kl to 0")
-        elements = x_next[0].numel()
-        rho = ((new.log_prob(x_next) - old_log_prob.detach()) / elements).exp()
+        rho = transition_ratio(new, old_log_prob, x_next)
         assert rho.shape == advantages.shape
         clipped = rho.clamp(1 - self.clip, 1 + self.clip)
         surrogate = -torch.minimum(rho * advantages, clipped * advantages)

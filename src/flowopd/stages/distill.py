@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
-from flowopd.conditioning import Conditioning
 from flowopd.configs import DistillConfig, QueryConfig
 from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
+from flowopd.nonfinite import Plain, View
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
@@ -26,6 +26,8 @@ from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
 from flowopd.sampling import Batch
 from flowopd.session import BASE, Router, Session
 from flowopd.shapes import Grid
+from flowopd.stages.guard import Guard
+from flowopd.stages.monitor import Trained
 from flowopd.step import ESTIMATORS, Distillation, Estimator, distill_step, mean_gaps
 from flowopd.train import Trainer
 from flowopd.types import Condition
@@ -46,23 +48,28 @@ def distill(session: Session) -> Path:
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
-    conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
+    every = [prompt for group in prompts.values() for prompt in group]
+    conditioning = session.encode(every)
     session.create(STUDENT, config.adapter, _cold_start(session))
-    trainer = Trainer(session.adapters.parameters(STUDENT), config.optim)
-    session.adapters.check_trainable(trainer.parameters, STUDENT)
-    place = Place(session.latent_shape(), session.recipe.seed)
-    update = DistillUpdate(config, place, _distillation(session, teachers, conditioning), route, prompts, conditioning)
+
+    def made(view: View, micro_batch: int) -> DistillUpdate:
+        sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
+        lesson = _distillation(session, teachers, view)
+        return DistillUpdate(sized, place, lesson, route, prompts, view.conditioning)
+
+    trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
+    watch = Guard(session, trained, repeat=lambda view: made(view, 1))
+    trainer = Trainer(session.adapters.parameters(STUDENT), config.optim, watch)
+    update = made(Plain(conditioning), config.micro_batch)
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
+    tracker = session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts))
     with session.adapters.using(STUDENT):
-        trainer.run(
-            update,
-            session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts)),
-            checkpoints,
-        )
+        trainer.run(update, tracker, checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
     only_main(lambda: write_folder(folder, files))
+    session.adapters.remove(STUDENT)
     return folder
 
 
@@ -72,6 +79,11 @@ class Place:
 
     shape: Sequence[int]
     seed: int
+
+    @classmethod
+    def of(cls, session: Session) -> Place:
+        """That of a run."""
+        return cls(session.latent_shape(), session.recipe.seed)
 
 
 class DistillUpdate:
@@ -138,7 +150,7 @@ def _config(session: Session) -> DistillConfig:
     return config
 
 
-def _distillation(session: Session, teachers: Sequence[str], conditioning: Conditioning) -> Distillation:
+def _distillation(session: Session, teachers: Sequence[str], view: View) -> Distillation:
     config = _config(session)
     sampling, anchor = config.sampling, config.anchor
 
@@ -147,12 +159,13 @@ def _distillation(session: Session, teachers: Sequence[str], conditioning: Condi
         """One field for one name and guidance, so that a teacher that is the anchor too is known as one."""
         if own is None:
             return frozen(name, session.guidance(name, sampling.guidance))
-        return session.field(name, own, conditioning)
+        role = "teacher" if name in teachers else "anchor"
+        return view.field(f"{role} {name}", session.field(name, own, view.conditioning))
 
     return distillation(
         config,
         session.model.grid(sampling.steps),
-        student=session.field(STUDENT, sampling.guidance, conditioning),
+        student=view.field("the student", session.field(STUDENT, sampling.guidance, view.conditioning)),
         teachers=[frozen(name) for name in teachers],
         anchor=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
         objective=session.own.objective,

@@ -6,7 +6,7 @@ What `likelier` means, and so how images are drawn, is the learner's: see `flowo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from flowopd.checkpoint import Checkpoints
-from flowopd.conditioning import Conditioning
 from flowopd.configs import PolicyConfig, TaskConfig
 from flowopd.durable import write_folder
 from flowopd.lora_file import LoraFile, lora_files
 from flowopd.noise import seed_of
+from flowopd.nonfinite import Plain, View
 from flowopd.objectives import group_advantages
 from flowopd.processes import only_main, sum_metrics, whole
 from flowopd.prompts import Prompt
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
+from flowopd.stages.guard import Guard
 from flowopd.stages.learners import LEARNERS, Drawn, Place
+from flowopd.stages.monitor import Trained
 from flowopd.stages.sample import repeated
 from flowopd.stages.watch import RewardWatch
 from flowopd.train import Trainer
@@ -52,8 +54,11 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     tasks = [_task(session, task) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
-    trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim)
-    session.adapters.check_trainable(trainer.parameters, policy.name)
+    single = replace(policy, config=policy.config.model_copy(update={"micro_batch": 1}))
+    config, every = policy.config, [prompt for task in tasks for prompt in task.prompts]
+    trained = Trained(policy.name, config.sampling, config.micro_batch, every, conditioning)
+    watch = Guard(session, trained, repeat=lambda view: _Update(session, single, tasks, view).repeat)
+    trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim, watch)
     hashes, rewards = session.prompt_hashes(), {task.reward for task in policy.tasks}
     common = {
         **session.recipe.identity(),
@@ -63,12 +68,13 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     }
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
-        update = _Update(session, policy, tasks, conditioning)
-        images = policy.config.prompts_per_update * policy.config.group
-        trainer.run(update, session.tracker(policy.stage, policy.config.optim.updates, images), checkpoints)
+        update = _Update(session, policy, tasks, Plain(conditioning))
+        images = config.prompts_per_update * config.group
+        trainer.run(update, session.tracker(policy.stage, config.optim.updates, images), checkpoints)
     folder = session.out / policy.folder
     files = lora_files(session.adapters.lora(policy.name), session.recipe.base)
     only_main(lambda: write_folder(folder, files))
+    session.adapters.remove(policy.name)
     return folder
 
 
@@ -96,23 +102,40 @@ def _task(session: Session, config: TaskConfig) -> Task:
 class _Update:
     """One update, a function of the seed and the step alone."""
 
-    def __init__(self, session: Session, policy: Policy, tasks: Sequence[Task], conditioning: Conditioning) -> None:
+    def __init__(self, session: Session, policy: Policy, tasks: Sequence[Task], view: View) -> None:
         self.session, self.config, self.tasks = session, policy.config, tasks
         shares = [task.config.share for task in tasks]
         counts = apportioned(self.config.prompts_per_update, shares)
         self.counts = [min(count, len(task.prompts)) for count, task in zip(counts, tasks, strict=True)]
         guidance = self.config.sampling.guidance
-        trained, reference = (session.field(model, guidance, conditioning) for model in (policy.name, BASE))
+        trained, reference = (
+            view.field(role, session.field(model, guidance, view.conditioning))
+            for role, model in (("the policy", policy.name), ("the reference", BASE))
+        )
         place = Place(session.model.grid(self.config.sampling.steps), session.latent_shape(), session.recipe.seed)
-        self.learner = LEARNERS[self.config.loss](trained, reference, place, self.config, conditioning)
+        self.learner = LEARNERS[self.config.loss](trained, reference, place, self.config, view.conditioning)
+        self._checked = False
 
     def __call__(self, step: int) -> dict[str, float]:
-        chosen = [self._choose(task, count, step) for task, count in zip(self.tasks, self.counts, strict=True)]
-        drawn = self.learner.draw(step, [prompt for part in chosen for prompt in part])
+        chosen, drawn = self._draw(step)
+        if not self._checked:
+            self.learner.check(drawn)
+            self._checked = True
         rewards = self._judge(drawn, chosen)
         self._watch(step, rewards, chosen)
         advantages = group_advantages(rewards, self.config.group).to(drawn.latents.device)
         return sum_metrics(self.learner.learn(drawn, advantages)) | self._told(rewards)
+
+    def repeat(self, step: int) -> None:
+        """Draw the images of an update and learn from them without a judge, as if all were equally good."""
+        chosen, drawn = self._draw(step)
+        count = self.config.group * sum(map(len, chosen))
+        self.learner.learn(drawn, torch.ones(count, device=drawn.latents.device))
+
+    def _draw(self, step: int) -> tuple[list[list[Prompt]], Drawn]:
+        """The prompts of each task in an update, and this process's images of them."""
+        chosen = [self._choose(task, count, step) for task, count in zip(self.tasks, self.counts, strict=True)]
+        return chosen, self.learner.draw(step, [prompt for part in chosen for prompt in part])
 
     def _judge(self, drawn: Drawn, chosen: Sequence[Sequence[Prompt]]) -> Tensor:
         """The rewards (B,) of all processes' images, each judged where it was drawn, for its own task."""

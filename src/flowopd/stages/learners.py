@@ -18,12 +18,14 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from flowopd.conditioning import Conditioning
 from flowopd.configs import PolicyConfig
 from flowopd.dynamics import Dynamics, Ode
+from flowopd.errors import ConfigError
+from flowopd.gaussian import Gaussian
 from flowopd.noise import Noise, seed_of
-from flowopd.objectives import AdvantageMatching, Grpo
-from flowopd.processes import own_rows
+from flowopd.nonfinite import Encoded
+from flowopd.objectives import AdvantageMatching, Grpo, transition_ratio
+from flowopd.processes import own_rows, state, whole
 from flowopd.prompts import Prompt
 from flowopd.rollout import record, replay
 from flowopd.sampling import Batch, draw_latents
@@ -63,9 +65,17 @@ class Learner(Protocol):
         """The images of update `step`."""
         ...
 
+    def check(self, drawn: Drawn) -> None:
+        """Refuses settings by which these images would teach nothing but rounding errors. Raises ConfigError."""
+        ...
+
     def learn(self, drawn: Drawn, advantages: Tensor) -> dict[str, float]:
         """Leaves its share of the gradient in the policy's parameters; returns its share of the loss's metrics."""
         ...
+
+
+SAFE = 0.1
+"""The largest share of the clip range that the ratio of a policy which has not moved may be away from 1."""
 
 
 class _Learner:
@@ -77,7 +87,7 @@ class _Learner:
         reference: VelocityField,
         place: Place,
         config: PolicyConfig,
-        conditioning: Conditioning,
+        conditioning: Encoded,
     ) -> None:
         self.policy, self.reference, self.place, self.config = policy, reference, place, config
         self.conditioning = conditioning
@@ -138,6 +148,33 @@ class Transitions(_Learner):
         roots = self._way_to(start, self._batch(prompts, "root", step, slice(first, last)))
         return roots.repeat_interleave(group, 0)[rows.start - first * group : rows.stop - first * group]
 
+    def check(self, drawn: Drawn[Trajectory]) -> None:
+        """The policy has not moved since it drew these images, so every ratio should be 1."""
+        index, count = state().process_index, state().num_processes
+        own = torch.tensor([self.noise_floor(drawn)])
+        floor = float(whole(own, slice(index, index + 1), count).max())
+        if not floor <= SAFE * self.config.clip:
+            raise ConfigError(
+                f"the ratio of a policy that has not moved is off 1 by {floor:.2g}, too much for clip "
+                f"{self.config.clip:.2g}; raise clip to {floor / SAFE:.2g} or more, or use dtype float32"
+            )
+
+    @torch.no_grad()
+    def noise_floor(self, drawn: Drawn[Trajectory]) -> float:
+        """The largest |ratio - 1| of the first part's transitions, replayed, against the noise that drew them.
+
+        It is at least the distance between 1 and the next float.
+        """
+        start, dynamics = self._window(drawn.step)
+        away = [torch.finfo(torch.float32).eps]
+        for part, walked in drawn.parts[:1]:
+            for i in trained_steps(dynamics, self.place.grid[start:]):
+                new, x_next = replay(self.policy, dynamics, walked, i, part.cond), walked.states[i + 1]
+                noise = part.noise.step(i, self.place.shape).to(x_next.device)
+                old = Gaussian(torch.zeros_like(noise), new.std).log_prob(new.std * noise)
+                away.append(float((transition_ratio(new, old, x_next) - 1).abs().max()))
+        return max(away)
+
     def learn(self, drawn: Drawn[Trajectory], advantages: Tensor) -> dict[str, float]:
         """PPO on every stochastic transition."""
         start, dynamics = self._window(drawn.step)
@@ -191,6 +228,9 @@ class Matching(_Learner):
             for part in parts
         ]
         return Drawn(step, rows, torch.cat(latents or [self._none()]), list(zip(parts, latents, strict=True)))
+
+    def check(self, drawn: Drawn[Tensor]) -> None:
+        """Nothing to refuse: no ratio is taken."""
 
     def learn(self, drawn: Drawn[Tensor], advantages: Tensor) -> dict[str, float]:
         """Each image is noised `draws` times, to times of the sampler's own grid."""

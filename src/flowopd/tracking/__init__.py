@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,12 @@ OnUpdate = Callable[[int, Mapping[str, float]], object]
 
 BY_STEP = re.compile(r"(.*)/(\d+)$")
 """The name of a metric of one step of a rollout."""
+
+
+def warn(line: str) -> None:
+    """One line on standard error, above the bar; of several processes the main one speaks."""
+    if is_main():
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Tracker:
@@ -92,7 +99,8 @@ class Tracker:
         return self._rows
 
     def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Write the row of `step`; `note` is shown in place of a summary of the metrics."""
+        """Write the row of `step`; `note` is shown in place of a summary. A value that is not finite is left out."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         row = {
             "stage": self.stage,
             "step": step,
