@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak lint clean
+.PHONY: demo test acceptance full-size browser studio-scale robustness monitors soak performance fuzz docs docs-serve wheel lint clean
 
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
@@ -39,6 +39,39 @@ monitors: .venv/ready
 MINUTES ?= 30
 soak: .venv/ready
 	$(BIN)/python tests/acceptance/soak.py --minutes $(MINUTES)
+
+# docs/PERFORMANCE.md anew, every number of it: about half an hour on two cores that do nothing else.
+BENCH := $(BIN)/flowopd bench --preset small
+MEASURED := docs/performance
+performance: .venv/ready
+	$(BENCH) --batch 4 --steps 3 --vs naive --out $(MEASURED)/all-steps.json
+	$(BENCH) --batch 4 --steps 3 --vs naive --student-guidance 1 --out $(MEASURED)/all-steps-absorbing.json
+	$(BENCH) --batch 2 --steps 10 --vs naive --query beta --out $(MEASURED)/one-query.json
+	$(BENCH) --batch 2 --steps 10 --vs naive --query beta --student-guidance 1 --out $(MEASURED)/one-query-absorbing.json
+	$(BENCH) --batch 4 --steps 3 --vs replay --out $(MEASURED)/all-steps-replay.json
+	$(BENCH) --teachers 1 --steps 1 --scan batch --out $(MEASURED)/scan-batch.json
+	$(BENCH) --teachers 1 --batch 2 --scan steps --out $(MEASURED)/scan-steps.json
+	$(BENCH) --teachers 1 --batch 1 --steps 1 --scan tokens --out $(MEASURED)/scan-tokens.json
+	$(BENCH) --batch 16 --steps 1 --scan teachers --out $(MEASURED)/scan-teachers.json
+	$(BENCH) --batch 4 --steps 2 --profile --out $(MEASURED)/all-steps.txt
+	$(BIN)/flowopd bench --page $(MEASURED)
+
+# Mutated recipes, adapters, prompts, suites and replies, FUZZ new ones of each kind: about half an hour.
+FUZZ ?= 2500
+fuzz: .venv/ready
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile --hypothesis-show-statistics
+
+# The documents as a site, in build/docs: open build/docs/index.html. A warning fails.
+docs: .venv/ready
+	$(BIN)/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, built again with every change.
+docs-serve: .venv/ready
+	$(BIN)/mkdocs serve
+
+# The wheel, built, looked into, installed into an empty environment from the index, and run: about ten minutes.
+wheel: .venv/ready
+	$(BIN)/python -m pytest tests/packaging -rs
 
 lint: .venv/ready
 	$(BIN)/ruff check .

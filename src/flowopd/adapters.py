@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.functional import delete_adapter
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from flowopd.errors import CheckpointError, ConfigError
+from flowopd.joint import RowAdapters
+from flowopd.lora_config import targeted
 from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora
 from flowopd.merge import truncated
 from flowopd.types import Condition
@@ -48,6 +49,8 @@ class Adapters:
         self._trainable: dict[str, bool] = {}
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._selection: list[str] = []  # one list, held by every LoRA layer: the active adapter, or none
+        self._rows = RowAdapters()
+        self.joins = all(module._compiled_call_impl is None for module in transformer.modules())
         self._checkpointing = [m for m in transformer.modules() if hasattr(m, "gradient_checkpointing")]
         transformer.register_forward_pre_hook(self._keep_adapter_in_recompute)
 
@@ -68,12 +71,16 @@ class Adapters:
         Raises CheckpointError if it does not fit this base module by module, lacks modules that its config
         targets, or is frozen with every B zero (`allow_zero` accepts that); ConfigError if the name is taken.
         """
+        lora = self.checked(name, source, allow_zero=trainable or allow_zero)
+        self._add(name, lora.modules, lora.config, trainable)
+
+    def checked(self, name: str, source: Path | str | LoraFile, allow_zero: bool = False) -> LoraFile:
+        """The adapter of a source, seen to fit this base. Raises CheckpointError as `load` does."""
         lora = source if isinstance(source, LoraFile) else read_lora(Path(source))
         self._check_fits(name, lora)
-        inert = not any(factors.b.any() for factors in lora.modules.values())
-        if inert and not (trainable or allow_zero):
+        if not allow_zero and not any(factors.b.any() for factors in lora.modules.values()):
             raise CheckpointError(f"every lora_B of {name} is zero; name the base None, or pass allow_zero")
-        self._add(name, lora.modules, lora.config, trainable)
+        return lora
 
     def create(
         self,
@@ -122,7 +129,15 @@ class Adapters:
     def field(self, name: str | None, make_field: Callable[[Any], VelocityField]) -> VelocityField:
         """The velocity of the base with this adapter, as `make_field(transformer)` computes it."""
         self._check_known(name)
-        return _AdapterField(self, name, make_field(self.transformer))
+        return _AdapterField(self, name, make_field(self.transformer), make_field)
+
+    @contextmanager
+    def using_rows(self, names: Sequence[str | None], sizes: Sequence[int]) -> Iterator[None]:
+        """Forwards inside, without a gradient, run their first `sizes[0]` rows with `names[0]`, and so on."""
+        for name in names:
+            self._check_known(name)
+        with self.using(None), self._rows.using(names, sizes):
+            yield
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters themselves, by `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
@@ -186,6 +201,7 @@ class Adapters:
     def _bind(self) -> None:
         """Gives every layer the one list that selects its adapter, and `requires_grad` its rightful value."""
         for layer in self._layers.values():
+            self._rows.watch(layer)
             layer.set_adapter(self._selection, inference_mode=True)
             layer.set_requires_grad([name for name, trains in self._trainable.items() if trains])
 
@@ -224,23 +240,18 @@ class Adapters:
                 raise CheckpointError(
                     f"{name} adapts {key} as {theirs}, the base has {ours}; it is an adapter for another base"
                 )
-        missing = self._targeted(lora.config) - lora.modules.keys()
+        least, most = targeted(lora.config, self._linears, name) or (set(), set(lora.modules))
+        missing, beyond = least - lora.modules.keys(), lora.modules.keys() - most
         if missing:
             raise CheckpointError(
                 f"{name} lacks the weights of {len(missing)} modules that its config targets, such as "
                 f"{min(missing)}; the file is incomplete, or an adapter for another base"
             )
-
-    def _targeted(self, config: Mapping[str, Any]) -> set[str]:
-        """The linears of the base that an adapter's config asks for; none if it does not say."""
-        targets = config.get("target_modules")
-        if not targets:
-            return set()
-        if not isinstance(targets, str) and set(targets) <= self._linears.keys():
-            return set(targets)
-        fields = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-        wanted = LoraConfig(**{field: config.get(field) for field in fields})
-        return {key for key in self._linears if check_target_module_exists(wanted, key)}
+        if beyond:
+            raise CheckpointError(
+                f"{name} has weights of {len(beyond)} modules that its config does not target, such as {min(beyond)}; "
+                "find the config it was saved with"
+            )
 
     def _matching(self, targets: Sequence[str]) -> dict[str, nn.Linear]:
         found = {target: [key for key in self._linears if f".{key}".endswith(f".{target}")] for target in targets}
@@ -258,9 +269,33 @@ class _AdapterField:
     adapters: Adapters
     name: str | None
     field: VelocityField
+    make_field: Callable[[Any], VelocityField]
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         with self.adapters.using(self.name):
+            return self.field(x, t, cond)
+
+    @property
+    def kind(self) -> Hashable | None:
+        """Fields of one base are asked together, unless it is compiled: its code is that of one adapter."""
+        return (self.adapters, self.make_field) if self.adapters.joins else None
+
+    def join(self, fields: Sequence[_AdapterField], sizes: Sequence[int]) -> VelocityField:
+        """The base under an adapter for each part of the rows, without a gradient."""
+        return _JoinedField(self.adapters, [field.name for field in fields], sizes, self.field)
+
+
+@dataclass(frozen=True, eq=False)
+class _JoinedField:
+    """A field whose rows run under several adapters."""
+
+    adapters: Adapters
+    names: Sequence[str | None]
+    sizes: Sequence[int]
+    field: VelocityField
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        with self.adapters.using_rows(self.names, self.sizes):
             return self.field(x, t, cond)
 
 

@@ -2,27 +2,75 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from flowopd.identity import HARMLESS
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
+SEEDS = 2**63
+"""Seeds are smaller."""
+
+OWN = ("base", "coldstart", "grpo_mix", "student")
+"""Names that a run's own models have, and no teacher."""
+
+_NAME = re.compile(r"\w[\w +-]{0,59}")
+
 AT_A_TIME = "samples at a time, of each process; changes memory and speed, no result"
 
 
 class Strict(BaseModel):
-    """A part of a recipe: frozen, and unknown keys are mistakes."""
+    """A part of a recipe: frozen; unknown keys are mistakes, so are empty words, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text) or text != text.strip():
+        raise ValueError("a name is 1 to 60 letters, digits, spaces, _, + or -, as it names folders; choose another")
+    return text
+
+
+def _teacher(text: str) -> str:
+    if text in OWN:
+        raise ValueError(f"{', '.join(OWN)} are names of a run's own models; choose another for a teacher")
+    return _name(text)
+
+
+def _label(text: str) -> str:
+    if not 0 < len(text) <= 100 or not text.isprintable():
+        raise ValueError("a label is 1 to 100 letters that print; choose another")
+    return text
+
+
+def _inside(text: str) -> str:
+    path = PurePath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text:
+        raise ValueError("a subfolder lies within its adapter's folder; give it relative to that, without ..")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""What may name a folder: no separator, no dot."""
+
+TeacherName = Annotated[str, AfterValidator(_teacher)]
+"""A name that no model of the run itself has."""
+
+Label = Annotated[str, AfterValidator(_label)]
+"""What prompts are routed by."""
+
+Subfolder = Annotated[str, AfterValidator(_inside)]
+"""A path that stays below another."""
 
 
 class AdapterConfig(Strict):
     """The shape of a trained adapter; `targets` None is the family's usual layers, and those of a cold start."""
 
-    rank: int = Field(32, ge=1, description="rank of every layer's change")
+    rank: int = Field(32, ge=1, le=4096, description="rank of every layer's change")
     alpha: float = Field(64, gt=0, description="its scale is alpha / rank")
     targets: tuple[str, ...] | None = Field(
         None,
@@ -78,7 +126,7 @@ class TaskConfig(RewardConfig):
 class MixConfig(PolicyConfig):
     """GRPO-Mix, the baseline: one policy trained on several rewards at once."""
 
-    tasks: dict[str, TaskConfig] = Field(min_length=1, description="the rewards by name")
+    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="the rewards by name")
     start: Literal["base", "coldstart"] = Field("base", description="what it starts from")
 
     @model_validator(mode="after")
@@ -97,7 +145,7 @@ class TeacherConfig(Strict):
         False, description="keep a whole transformer on the CPU while it is not asked"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    subfolder: str | None = Field(None, description="folder within an adapter's repository")
+    subfolder: Subfolder | None = Field(None, description="folder within an adapter's repository")
     train: GrpoConfig | None = Field(None, description="how its adapter is trained, in place of one that exists")
     guidance: float | None = Field(None, ge=0, description="its own guidance; none is the student's")
 
@@ -167,10 +215,20 @@ class DistillConfig(Strict):
         "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"
     )
     query: QueryConfig = Field(QueryConfig(), description="which steps of a rollout are trained")
+    updates_per_rollout: int = Field(1, ge=1, description="how many updates learn from the same trajectories in turn")
     anchor: AnchorConfig | None = Field(AnchorConfig(), description="what every sample is held to; none is nothing")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the student draws its trajectories")
     adapter: AdapterConfig = Field(AdapterConfig(), description="the shape of the student")
     optim: TrainConfig = Field(TrainConfig(updates=60, ema=0.9), description="how it is optimised")
+
+    @model_validator(mode="after")
+    def _rollouts_are_whole(self) -> DistillConfig:
+        n, between = self.updates_per_rollout, self.optim.checkpoint_every
+        if n > 1 and self.loss != "closed_form":
+            raise ValueError(f"{n} updates_per_rollout need loss closed_form; {self.loss} holds for new states only")
+        if n > 1 and between % n:
+            raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
+        return self
 
 
 class WatchConfig(Strict):
@@ -199,12 +257,12 @@ class MetricConfig(Strict):
 class EvaluateConfig(Strict):
     """Which models are judged on which metrics."""
 
-    metrics: dict[str, MetricConfig] = Field(description="the columns of the table by name")
+    metrics: dict[Name, MetricConfig] = Field(description="the columns of the table by name")
     split: Split = Field("test", description="which prompts of a label")
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
     images_per_prompt: int = Field(1, ge=1, description="pictures of each prompt; their scores are averaged")
     micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
-    seed: int = Field(0, description="of the pictures' noise, the same for every model")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of the pictures' noise, the same for every model")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how every model draws")
     models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")
 

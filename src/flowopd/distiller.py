@@ -74,9 +74,8 @@ class Distiller:
         `changes` replace keys of `evaluate` for this time, such as `limit=20`. Raises ConfigError if there is none.
         """
         if changes:
-            part = self._session.recipe.model_dump(exclude_unset=True).get("evaluate") or {}
-            tree = {**self._session.recipe.model_dump(exclude_unset=True), "evaluate": {**part, **changes}}
-            self._session.recipe = make_recipe(tree)
+            tree = self._session.recipe.model_dump(mode="json", exclude_unset=True)
+            self._session.recipe = make_recipe({**tree, "evaluate": {**(tree.get("evaluate") or {}), **changes}})
         return judge(self._session)
 
     def sample(self, prompts: Sequence[str], to: str | Path, model: str = "student", seed: int = 0) -> list[Path]:

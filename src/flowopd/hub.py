@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -46,7 +47,7 @@ def located(name: str | Path) -> Path:
 
 def is_local(name: str) -> bool:
     """Whether a name means a path: it exists, or does not look like OWNER/NAME on the hub."""
-    return located(name).exists() or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1
+    return os.path.exists(located(name)) or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1
 
 
 def public_name(name: str) -> str:
@@ -98,6 +99,11 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _headline(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def fetched_folder(name: str, revision: str | None = None) -> Path:
     """The folder of an adapter: a path as it is, or a hub id, whose configs and safetensors are brought here.
 
@@ -109,7 +115,7 @@ def fetched_folder(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         away = isinstance(error, LocalEntryNotFoundError)
-        reason = "it is out of reach, and its cache has it not" if away else str(error).strip().splitlines()[0]
+        reason = "it is out of reach, and its cache has it not" if away else _headline(error)
         raise CheckpointError(
             f"adapter {name} is no folder here, and the hub does not give it ({reason}); check its name, or connect"
         ) from error
@@ -141,7 +147,7 @@ def refusal(name: str) -> str | None:
     except GatedRepoError:
         return f"{name} is gated, and its terms are not accepted by this user"
     except (HFValidationError, HTTPError) as error:
-        return f"{name}: {str(error).strip().splitlines()[0]}"
+        return f"{name}: {_headline(error)}"
     return None
 
 
@@ -162,7 +168,7 @@ def fetched(kind: Any, name: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _headline(error)
         raise CheckpointError(f"model {name} cannot be loaded: {reason}; check its files") from error
 
 
@@ -179,7 +185,7 @@ def fetched_tensors(name: str) -> dict[str, Tensor]:
             path = Path(hf_hub_download(f"{owner}/{repository}", file))
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, UnpicklingError, HfHubHTTPError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _headline(error)
         raise CheckpointError(f"weights {name} cannot be loaded: {reason}; give a path, or OWNER/NAME/FILE") from error
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

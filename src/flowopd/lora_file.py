@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,39 +27,29 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowopd.durable import packed, replace_bytes
 from flowopd.errors import CheckpointError
+from flowopd.lora_config import check_config, scales
+from flowopd.untrusted import json_values, read_at_most
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 PEFT_PREFIX = "base_model.model."
 DIFFUSERS_PREFIX = "transformer."
 METADATA_KEY = "lora_adapter_metadata"
 
-PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-NOT_PLAIN = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "alora_invocation_tokens",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-)
+HEADER, ADAPTER = 16 << 20, 16 << 30
+"""Bytes of the head of a weights file, and of all of it, that are read."""
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""What weights may be stored as."""
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -113,15 +104,15 @@ def weights_file(path: Path) -> Path:
     Raises CheckpointError if there is none, or only a pickled one.
     """
     path = Path(path)
-    if path.is_file() and path.suffix == ".safetensors":
+    if os.path.isfile(path) and path.suffix == ".safetensors":
         return path
     for name in (WEIGHTS, DIFFUSERS_WEIGHTS):
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
-    if (path / PICKLED_WEIGHTS).is_file():
+    pickled = path if path.suffix in PICKLES else path / PICKLED_WEIGHTS
+    if os.path.isfile(pickled):
         raise CheckpointError(
-            f"{path / PICKLED_WEIGHTS} is a pickle and is not opened; convert it to {WEIGHTS} with "
-            "safetensors.torch.save_file"
+            f"{pickled} is a pickle and is not opened; convert it to {WEIGHTS} with safetensors.torch.save_file"
         )
     raise CheckpointError(f"no LoRA adapter at {path}; give a folder with {WEIGHTS} or {DIFFUSERS_WEIGHTS}")
 
@@ -143,18 +134,19 @@ def read_lora(path: Path) -> LoraFile:
     tensors, header = _read_safetensors(file)
     prefix = _prefix(file, tensors)
     is_peft = prefix == PEFT_PREFIX
-    config = _read_json(file.with_name(CONFIG)) if is_peft else _from_header(file, header, prefix)
-    _check_config(file, config)
+    config = _read_config(file.with_name(CONFIG)) if is_peft else _from_header(file, header, prefix)
+    where = f"the config of {file}"
+    check_config(config, where)
     named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    alphas = {key: tensor.item() for key, tensor in named.items() if key.endswith(".alpha")}
-    pairs = _pairs(file, {key: tensor for key, tensor in named.items() if key not in alphas})
-    alone = {key.removesuffix(".alpha") for key in alphas} - pairs.keys()
+    alphas = {key.removesuffix(".alpha"): tensor for key, tensor in named.items() if key.endswith(".alpha")}
+    pairs = _pairs(file, {key: tensor for key, tensor in named.items() if not key.endswith(".alpha")})
+    alone = alphas.keys() - pairs.keys()
     if alone:
         raise CheckpointError(f"{file} has an alpha without weights for {_some(alone)}; save it again")
-    return LoraFile(
-        config,
-        {name: _factors(file, name, a, b, config, alphas.get(f"{name}.alpha")) for name, (a, b) in pairs.items()},
-    )
+    ranks = {name: _rank(file, name, a, b) for name, (a, b) in pairs.items()}
+    own = {name: _alpha(file, name, tensor) / ranks[name] for name, tensor in alphas.items()}
+    scale = scales(config, {name: rank for name, rank in ranks.items() if name not in own}, where) | own
+    return LoraFile(config, {name: Factors(a.float(), b.float(), scale[name]) for name, (a, b) in pairs.items()})
 
 
 def write_lora(folder: Path, lora: LoraFile, base_model_name: str | None = None) -> None:
@@ -191,11 +183,35 @@ def diffusers_lora_files(lora: LoraFile) -> dict[str, bytes]:
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, none of which is read before all are seen to be an adapter's, and what its head says."""
     try:
+        _check_size(file)
         with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            keys = list(opened.keys())
+            _check_entries(file, {key: opened.get_slice(key).get_dtype() for key in keys})
+            return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); fetch or save it again") from error
+
+
+def _check_size(file: Path) -> None:
+    with file.open("rb") as stream:
+        head = int.from_bytes(stream.read(8), "little")
+    if head > HEADER or file.stat().st_size > ADAPTER:
+        raise CheckpointError(
+            f"{file} is damaged, or no adapter: it has {file.stat().st_size:,} bytes and a head of {head:,}, more than "
+            f"{ADAPTER:,} or {HEADER:,}; fetch or save it again"
+        )
+
+
+def _check_entries(file: Path, dtypes: Mapping[str, str]) -> None:
+    for key, dtype in dtypes.items():
+        if not (_FACTOR.fullmatch(key) or key.endswith(".alpha")):
+            raise CheckpointError(
+                f"{file} holds {key}, not a LoRA weight of a linear module; remove it or convert the file"
+            )
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{file} holds {key} as {dtype}; save it as one of {', '.join(DTYPES)}")
 
 
 def _weights(prefix: str, modules: Mapping[str, Factors], fields: Mapping[str, Any]) -> bytes:
@@ -207,18 +223,20 @@ def _weights(prefix: str, modules: Mapping[str, Factors], fields: Mapping[str, A
     return packed({key: tensor.float() for key, tensor in tensors.items()}, {"format": "pt", METADATA_KEY: header})
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_config(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json_values(read_at_most(file, HEADER).decode())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); a PEFT adapter needs it") from error
 
 
 def _from_header(file: Path, header: Mapping[str, str], prefix: str) -> dict[str, Any]:
     try:
-        fields = json.loads(header.get(METADATA_KEY, "{}"))
+        fields = json_values(header.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise CheckpointError(f"the {METADATA_KEY} in {file} is not JSON ({error}); save it again") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"the {METADATA_KEY} in {file} is no mapping of fields; save it again")
     return {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
 
 
@@ -232,31 +250,12 @@ def _prefix(file: Path, keys: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _check_config(file: Path, config: Mapping[str, Any]) -> None:
-    missing = {"r", "lora_alpha"} - config.keys()
-    if config and missing:
-        raise CheckpointError(f"the config of {file} lacks {sorted(missing)}; save the adapter again")
-    kind = config.get("peft_type") or "LORA"
-    if kind != "LORA":
-        raise CheckpointError(f"{file} is a {kind} adapter; only LORA is supported")
-    odd = [name for name in NOT_PLAIN if config.get(name)]
-    odd += ["bias"] if config.get("bias") not in (None, "none") else []
-    odd += ["init_lora_weights"] if config.get("init_lora_weights") not in PLAIN_INITS else []
-    if odd:
-        values = {name: config[name] for name in odd}
-        raise CheckpointError(f"{file} is not plain LoRA: {values}; train or convert it without these")
-
-
 def _pairs(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """`(a, b)` by module, in the order of the names."""
     sides: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for key, tensor in tensors.items():
-        match = _FACTOR.fullmatch(key)
-        if match is None:
-            raise CheckpointError(
-                f"{file} holds {key}, not a LoRA weight of a linear module; remove it or convert the file"
-            )
-        sides[match["side"]][match["module"]] = tensor
+        module, side, _ = key.rsplit(".", 2)
+        sides[side.removeprefix("lora_")][module] = tensor
     alone = sides["A"].keys() ^ sides["B"].keys()
     if alone:
         raise CheckpointError(f"{file} has only one of lora_A and lora_B for {_some(alone)}; save it again")
@@ -265,30 +264,31 @@ def _pairs(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor,
     return {name: (sides["A"][name], sides["B"][name]) for name in sorted(sides["A"])}
 
 
-def _factors(file: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any], alpha: float | None) -> Factors:
+def _rank(file: Path, name: str, a: Tensor, b: Tensor) -> int:
+    """The rank of one module's factors. Raises CheckpointError if they are no factors, or not finite in fp32."""
     shapes = f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}"
     if a.ndim != 2 or b.ndim != 2:
         raise CheckpointError(f"{file}: {name} has {shapes}; only LoRA on linear modules is supported")
     if a.shape[0] != b.shape[1] or not a.shape[0]:
         raise CheckpointError(f"{file}: the ranks of {name} differ, {shapes}; save it again")
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise CheckpointError(f"{file}: {name} holds values that are not finite; use an earlier checkpoint")
-    rank = a.shape[0]
-    scale = _declared_scale(file, name, rank, config) if alpha is None else alpha / rank
-    return Factors(a.float(), b.float(), scale)
+    if not a.numel() or not b.numel():
+        raise CheckpointError(f"{file}: {name} is empty, {shapes}; save it again")
+    for side, factor in (("lora_A", a), ("lora_B", b)):
+        if not factor.float().isfinite().all():
+            raise CheckpointError(
+                f"{file}: {side} of {name} holds values that are not finite; use an earlier checkpoint"
+            )
+    return a.shape[0]
 
 
-def _declared_scale(file: Path, name: str, rank: int, config: Mapping[str, Any]) -> float:
-    if not config:
-        return 1.0
-    ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
-    r = ranks.get(get_pattern_key(ranks.keys(), name), config["r"])
-    alpha = alphas.get(get_pattern_key(alphas.keys(), name), config["lora_alpha"])
-    if r != rank:
+def _alpha(file: Path, name: str, tensor: Tensor) -> float:
+    alpha = tensor.item() if tensor.numel() == 1 else math.nan
+    if not 0 < alpha < math.inf:
         raise CheckpointError(
-            f"{file}: {name} has rank {rank} but its config says {r}; find the config it was saved with"
+            f"{file}: the alpha of {name} must be one positive number, got {tensor.flatten()[:3].tolist()}; "
+            "save it again"
         )
-    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+    return alpha
 
 
 def _number(value: float) -> int | float:

@@ -19,7 +19,6 @@ from flowopd.configs import MetricConfig, RewardConfig
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.identity import differences, lasting
-from flowopd.lora_file import weights_file
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
@@ -124,8 +123,8 @@ def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
     Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, and a judge elsewhere that a
-    stage to come needs and that is not there; CheckpointError for a missing adapter, DataError for prompt files that
-    cannot be read and labels without a route.
+    stage to come needs and that is not there; CheckpointError for an expert that is missing or does not fit, DataError
+    for prompt files that cannot be read and labels without a route.
     """
     recipe = session.recipe
     check_boards(recipe.track)
@@ -135,7 +134,9 @@ def check(session: Session) -> None:
         session.prompts(train.prompts, "train")
     for name, teacher in recipe.teachers.items():
         if teacher.adapter is not None:
-            weights_file(session.teacher_folder(name))
+            session.adapters.checked(name, session.teacher_folder(name))
+        elif (whole := session.whole_teacher(name)) is not None:
+            session.model.check_whole(whole)
     if recipe.distill is not None:
         session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flowopd.configs import (
+    SEEDS,
     DistillConfig,
     EvaluateConfig,
+    Label,
     MergeConfig,
     MixConfig,
     PromptFiles,
@@ -21,6 +23,7 @@ from flowopd.configs import (
     SftConfig,
     Strict,
     TeacherConfig,
+    TeacherName,
     WatchConfig,
 )
 from flowopd.errors import ConfigError
@@ -29,6 +32,7 @@ from flowopd.monitors.limits import MonitorConfig
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
 from flowopd.shipped import shipped_recipe, shipped_recipes
+from flowopd.untrusted import DEEPEST, LARGEST_YAML, check_secrets, check_values, read_at_most, yaml_values
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -42,7 +46,7 @@ class Recipe(Strict):
 
     base: str = Field(description="folder, hub id or package: name of a pipeline")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    seed: int = Field(0, description="of everything random")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of everything random")
     device: str | None = Field(None, description="such as cuda or cpu; none is the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the frozen base; what is trained, its gradient and its optimiser are float32"
@@ -50,9 +54,11 @@ class Recipe(Strict):
     t5: bool = Field(True, description="encode prompts by T5 too; without it by the two CLIPs alone")
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, far less memory")
     compile: bool = Field(False, description="compile the transformer's blocks by torch.compile")
-    resolution: int | None = Field(None, ge=1, description="side of the pictures in pixels; none is the model's own")
-    prompts: dict[str, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
-    teachers: dict[str, TeacherConfig] = Field({}, description="the experts by name")
+    resolution: int | None = Field(
+        None, ge=1, le=8192, description="side of the pictures in pixels; none is the model's own"
+    )
+    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
+    teachers: dict[TeacherName, TeacherConfig] = Field({}, description="the experts by name")
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
     coldstart: MergeConfig | SftConfig | None = Field(
         None, discriminator="kind", description="what the student starts from; none is the base"
@@ -112,7 +118,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file, with overrides such as `distill.optim.updates=20`.
 
     A recipe may start from another in its folder, `extends: FILE.yaml`: its own keys are laid over those, mapping by
-    mapping. Raises ConfigError if a file is missing or no YAML, and for unknown keys, whose nearest known one it names.
+    mapping. Raises ConfigError if a file is missing or no YAML of plain values (see `untrusted`), for secrets in it,
+    and for unknown keys, whose nearest known one it names.
     """
     return make_recipe(read_tree(Path(path)), overrides, str(path))
 
@@ -120,25 +127,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_tree(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
     """The plain values of a YAML file, laid over those of the file that it extends. Raises ConfigError as above."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_values(read_at_most(path, LARGEST_YAML).decode("utf-8-sig"))
     except FileNotFoundError:
         near = get_close_matches(Path(path).stem, shipped_recipes(), n=1)
         mend = f"did you mean {near[0]!r}?" if near else "`flowopd recipes` lists some to start from"
         raise ConfigError(f"recipe {path} does not exist; {mend}") from None
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path} is not YAML: byte {error.start} is no UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"recipe {path} is not YAML that a recipe may hold: {error}; mend it there") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path} must be a mapping of keys, got {type(tree).__name__}")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
-    if not isinstance(parent, str) or Path(parent).name != parent:
-        raise ConfigError(f"recipe {path}: extends must name a file in the same folder, got {parent!r}")
-    if path.with_name(parent) in (*extending, path):
+    below = beside(path, parent, f"recipe {path}: extends")
+    if below in (*extending, path):
         raise ConfigError(f"recipe {path} extends {parent}, which comes back to it; leave one `extends` out")
-    return _laid_over(read_tree(path.with_name(parent), (*extending, path)), tree)
+    return _laid_over(read_tree(below, (*extending, path)), tree)
+
+
+def beside(path: Path, name: Any, what: str) -> Path:
+    """The file `name` in the folder of `path`. Raises ConfigError, which begins with `what`, for any other place."""
+    if not isinstance(name, str) or not name or name == ".." or Path(name).name != name:
+        raise ConfigError(f"{what} must name a file in the same folder, got {str(name)[:80]!r}")
+    return path.with_name(name)
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +176,28 @@ def validated(kind: type[Part], tree: Mapping[str, Any], overrides: Sequence[str
     for override in overrides:
         changed = _set(changed, override)
     try:
-        return kind.model_validate(changed)
+        check_values(changed)
+        check_secrets(changed)
+        made = kind.model_validate(changed)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, kind)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _check_truths(changed, made.model_dump(), where)
+    return made
+
+
+def _check_truths(given: Any, made: Any, where: str, place: str = "") -> None:
+    """Raises ConfigError where a true or false was taken for a number, or a number or word for one of them."""
+    if isinstance(given, Mapping) and isinstance(made, Mapping):
+        for key in given.keys() & made.keys():
+            _check_truths(given[key], made[key], where, f"{place}.{key}" if place else str(key))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for i, (below, value) in enumerate(zip(given, made, strict=False)):
+            _check_truths(below, value, where, f"{place}.{i}")
+    elif isinstance(given, bool) != isinstance(made, bool):
+        wanted = "true or false" if isinstance(made, bool) else "a number"
+        raise ConfigError(f"{where}: {place} must be {wanted}, got {str(given)[:80]!r}")
 
 
 def _set(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
@@ -171,20 +205,23 @@ def _set(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
     if not equals or not path:
         raise ConfigError(f"--set {override!r} is not of the form key.key=value")
     try:
-        return with_value(tree, path, yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+        value = yaml_values(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML ({error}); quote it") from None
+    return with_value(tree, path, value)
 
 
 def with_value(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """`tree` with another value at a place such as `distill.optim.updates`."""
+    """`tree` with another value at a place such as `distill.optim.updates`. Raises ConfigError for one too deep."""
+    if path.count(".") >= DEEPEST:
+        raise ConfigError(f"{path[:80]!r} is no place in a recipe; give one such as distill.optim.updates")
     first, _, rest = path.partition(".")
     below = tree.get(first)
     return {**tree, first: with_value(below if isinstance(below, dict) else {}, rest, value) if rest else value}
 
 
-KINDS = ("merge", "sft")
-"""Tags of unions: pydantic puts them into the path of an error."""
+KINDS = ("merge", "sft", "[key]")
+"""Tags of unions, and of keys: pydantic puts them into the path of an error."""
 
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -198,12 +235,18 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"{where} is missing; add it"
     if first["type"] == "model_type":
         return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
-    return f"{where}: {first['msg']}, got {str(first['input'])[:80]!r}"
+    message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{message}, got {str(first['input'])[:80]!r}" if place and place[-1] != "token" else message
+
+
+@cache
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    return kind.model_json_schema()
 
 
 def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the schema allows at a path."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     nodes = [schema]
     for part in path:
         nodes = [below for node in nodes for below in _below(node, str(part), schema)]

@@ -59,10 +59,10 @@ class Results(BaseModel):
     per_prompt: str | None = None
 
     @classmethod
-    def load(cls, path: Path) -> Results:
+    def load(cls, path: str | Path) -> Results:
         """The record in a file. Raises DataError if it is missing or no such record, naming the field."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(Path(path).read_bytes())
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; evaluate the run first: flowopd eval") from None
         except ValidationError as error:

@@ -38,10 +38,11 @@ def rollout(
     steps = per_step(dynamics, len(sigmas) - 1)
     draws = [_draw(one, noise) for one in steps]
     x = widen(x.detach())
+    times = sigmas.to(x.device)
     for i, (one, draw) in enumerate(zip(steps, draws, strict=True)):
         t, t_next = sigmas[i], sigmas[i + 1]
         with torch.set_grad_enabled(i in queried):
-            v = field(x, t.to(x.device), cond)
+            v = field(x, times[i], cond)
         transition = one.transition(x, v.detach(), t, t_next)
         x_next = transition.sample(draw(i, x))
         yield Step(index=i, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=x_next)
@@ -90,9 +91,24 @@ def replay(
     return one.transition(x, field(x, t.to(x.device), cond), t, t_next)
 
 
+def revisit(
+    field: VelocityField,
+    dynamics: Dynamics | Sequence[Dynamics],
+    trajectory: Trajectory,
+    i: int,
+    cond: Condition,
+) -> Step:
+    """Step `i` again, at the stored state and times and to the stored next state; its velocity carries a gradient."""
+    one = per_step(dynamics, len(trajectory.sigmas) - 1)[i]
+    x, t, t_next = trajectory.states[i], trajectory.sigmas[i], trajectory.sigmas[i + 1]
+    v = field(x, t.to(x.device, non_blocking=True), cond)
+    transition = one.transition(x, v.detach(), t, t_next)
+    return Step(index=i, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=trajectory.states[i + 1])
+
+
 def _draw(dynamics: Dynamics, noise: Noise | None) -> _Draw:
     if not dynamics.stochastic:
         return lambda i, x: torch.zeros_like(x)
     if noise is None:
         raise ConfigError(f"{dynamics} draws noise and none was given; pass Noise(seeds), or use Ode()")
-    return lambda i, x: noise.step(i, x.shape[1:]).to(x.device)
+    return lambda i, x: noise.step(i, x.shape[1:]).to(x.device, non_blocking=True)

@@ -27,9 +27,9 @@ SAMPLERS = {
 class SamplingConfig(BaseModel):
     """Steps, sampler and guidance of a rollout. `noise` is the level a of the SDE, or eta of CPS."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(10, ge=1, description="steps from noise to data")
+    steps: int = Field(10, ge=1, le=1000, description="steps from noise to data")
     sampler: Literal["ode", "sde", "cps"] = Field(
         "ode", description="Euler without noise, Flow-SDE (2505.05470), or coefficients-preserving (2509.05952)"
     )
@@ -61,7 +61,7 @@ class Batch:
     @property
     def device(self) -> torch.device:
         """Where the condition lies."""
-        return next(iter(self.cond.tensors.values())).device
+        return self.cond.device
 
     def start(self, shape: Sequence[int]) -> Tensor:
         """The noise (B, *shape) that the trajectories start from, on the condition's device."""

@@ -82,9 +82,10 @@ class Session:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where everything runs: the recipe's device, or the best. Raises ConfigError for one that is not here."""
-        check_device(self.recipe.device or state().device)
-        return torch.device(self.recipe.device or state().device)
+        """Where everything runs: the recipe's device, or the best there is. Raises ConfigError if it is not here."""
+        name = self.recipe.device or state().device
+        check_device(name)
+        return torch.device(name)
 
     @cached_property
     def model(self) -> Model:

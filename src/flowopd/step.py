@@ -1,4 +1,4 @@
-"""The gradient of one update of on-policy distillation (Flow-OPD, 2605.08063)."""
+"""The loss of on-policy distillation at one state of the student (Flow-OPD, 2605.08063), and who is asked there."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from flowopd.dynamics import Dynamics
+from flowopd.gaussian import widen
 from flowopd.objectives import Anchor, ReverseKL, SampledLogRatio, squared_gap
-from flowopd.queries import Queries
-from flowopd.rollout import rollout
 from flowopd.routing import mix
-from flowopd.sampling import Batch
 from flowopd.shapes import Grid, PerStep, Routes
 from flowopd.types import Condition, Step
-from flowopd.velocity import VelocityField
+from flowopd.velocity import VelocityField, ask
 
 Estimator = Callable[[Step, Dynamics, Tensor, Tensor], Tensor]
 """(step, its dynamics, target velocity (B, *shape), weight w) -> loss (B,): its expected gradient in the student, at
@@ -57,58 +55,99 @@ def log_ratio(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tens
 ESTIMATORS: Mapping[str, Estimator] = {"closed_form": closed_form, "log_ratio": log_ratio}
 
 
-def distill_step(
-    d: Distillation, batch: Batch, routes: Routes, queries: Queries, shape: Sequence[int], share: float = 1.0
-) -> Tensor:
-    """Add `share` times the gradient of the mean loss over the batch to the student's parameters.
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What the frozen fields say at a state, (B, *shape) each: `sum_k alpha_k v_k`, and the anchor; None without."""
 
-    The student walks its own trajectory from noise (B, *shape). At every queried state x the teachers to which a
-    sample is routed say their velocity, and the loss is w(t) mean_D ||v_S - sum_k alpha_k v_k||^2, plus
-    lambda w(t) mean_D ||v_S - v_anchor||^2 for every sample. Backward runs at once, so the activations of one step
-    live at a time. Returns the gaps (2, N, B): mean_D squared distance to the target and to the anchor, nan where
-    a step was not queried or there is no such teacher.
+    target: Tensor | None
+    held_to: Tensor | None
+
+
+def learn(d: Distillation, step: Step, said: Said, weight: float) -> Tensor:
+    """Add `weight` times the gradient of the mean loss at one state to the student's parameters.
+
+    The loss is w(t) mean_D ||v_S - sum_k alpha_k v_k||^2, plus lambda w(t) mean_D ||v_S - v_anchor||^2, for every
+    sample. Returns the gaps (2, B) on the state's device: mean_D squared distance to the target and to the anchor, nan
+    where there is none.
     """
-    steps = len(d.grid) - 1
-    gaps = torch.full((2, steps, len(batch)), torch.nan)
-    query_weight = dict(zip(queries.indices, queries.weights, strict=True))
-    for step in rollout(d.student, d.dynamics, batch.start(shape), d.grid, batch.cond, batch.noise, queries.indices):
-        if step.index not in query_weight:
-            continue
-        w, i = d.weights[step.index], step.index
-        target, held_to = frozen_velocities(d, routes, step, batch.cond)
-        losses = []
-        if target is not None:
-            losses.append(d.estimate(step, d.dynamics[i], target, w))
-            gaps[0, i] = squared_gap(step.v.detach(), target).cpu()
-        if held_to is not None:
-            losses.append(d.anchor(step.v, held_to, w)[0])
-            gaps[1, i] = squared_gap(step.v.detach(), held_to).cpu()
-        (share * query_weight[i] / steps * torch.stack(losses).sum(0).mean()).backward()
+    w, losses = d.weights[step.index], []
+    gaps = torch.full((2, len(step.x)), torch.nan, device=step.x.device)
+    if said.target is not None:
+        losses.append(d.estimate(step, d.dynamics[step.index], said.target, w))
+        gaps[0] = squared_gap(step.v.detach(), said.target)
+    if said.held_to is not None:
+        losses.append(d.anchor(step.v, said.held_to, w)[0])
+        gaps[1] = squared_gap(step.v.detach(), said.held_to)
+    (weight * torch.stack(losses).sum(0).mean()).backward()
     return gaps
 
 
-@torch.no_grad()
-def frozen_velocities(
-    d: Distillation, routes: Routes, step: Step, cond: Condition
-) -> tuple[Tensor | None, Tensor | None]:
-    """What the teachers say, `sum_k alpha_k v_k`, and what the anchor says, (B, *shape) each; None without any.
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """The frozen fields of a batch, each with the samples that need it; asked at one state after another.
 
-    A frozen field is asked once, for the samples that need it: a teacher for those that are routed to it, the anchor
-    for all of them. So an anchor that is a sample's own teacher costs nothing.
+    A field is asked once: a teacher for the samples that are routed to it, the anchor for all of them. So an anchor
+    that is a sample's own teacher costs nothing. Adapters of one base pass in one forward, each with its own rows.
+    Hard routes take one slot of velocities, whatever the number of teachers, soft ones as many as a sample has
+    teachers: `weights` (B, slots) are theirs.
     """
-    k = len(d.teachers)
-    fields = [*d.teachers, *([] if d.anchor_field in (None, *d.teachers) else [d.anchor_field])]
-    needed = torch.zeros(len(routes), len(fields), dtype=torch.bool)
-    needed[:, :k] = routes[:, :k].cpu() != 0
-    if d.anchor_field is not None:
-        needed[:, fields.index(d.anchor_field)] = True
-    velocities = torch.zeros(len(fields), *step.x.shape, device=step.x.device)
-    for velocity, field, rows in zip(velocities, fields, needed.T, strict=True):
-        where = rows.nonzero().squeeze(1).to(step.x.device)
-        if len(where):
-            velocity[where] = field(step.x[where], step.t, cond.rows(where)).float()
-    target = mix(routes, velocities[:k]) if d.teachers else None
-    return target, None if d.anchor_field is None else velocities[fields.index(d.anchor_field)]
+
+    weights: Routes | None
+    asked: Sequence[_Asked]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor) -> Said:
+        """What they say at states x (B, *shape) and time t, in float32."""
+        held_to = velocities = None
+        if self.weights is not None:
+            velocities = torch.zeros(self.weights.shape[1], *x.shape, device=x.device)
+        answers = ask([(asked.field, x[asked.rows], asked.cond) for asked in self.asked], t)
+        for asked, v in zip(self.asked, map(widen, answers), strict=True):
+            if velocities is not None:
+                velocities[asked.slots, asked.taught] = v[asked.answers]
+            if asked.is_anchor:
+                held_to = v
+        return Said(None if velocities is None else mix(self.weights, velocities), held_to)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One frozen field: the rows it is asked for, with their conditions, and where its answers go.
+
+    Of its answers those at `answers` are a teacher's, for the samples `taught` in their `slots`.
+    """
+
+    field: VelocityField
+    rows: Tensor | slice
+    cond: Condition
+    answers: Tensor | slice
+    slots: Tensor
+    taught: Tensor
+    is_anchor: bool
+
+
+def frozen_fields(d: Distillation, routes: Routes, cond: Condition) -> Frozen:
+    """The frozen fields for a batch with these routes (B, K) on the CPU and these conditions, found once."""
+    slots = max(1, int((routes != 0).sum(1).max())) if d.teachers else 0
+    weights, order = routes.topk(slots, dim=1)
+    asked = []
+    for k, field in enumerate(d.teachers):
+        taught, slot = ((order == k) & (weights != 0)).nonzero(as_tuple=True)
+        is_anchor = field is d.anchor_field
+        if len(taught) or is_anchor:
+            asked.append(_asked(field, cond, taught.to(cond.device), slot.to(cond.device), is_anchor))
+    if d.anchor_field is not None and not any(field is d.anchor_field for field in d.teachers):
+        nobody = torch.empty(0, dtype=torch.long, device=cond.device)
+        asked.append(_asked(d.anchor_field, cond, nobody, nobody, True))
+    return Frozen(weights.to(cond.device) if d.teachers else None, asked)
+
+
+def _asked(field: VelocityField, cond: Condition, taught: Tensor, slots: Tensor, is_anchor: bool) -> _Asked:
+    everyone = slice(None)
+    if is_anchor:
+        return _Asked(field, everyone, cond, taught, slots, taught, True)
+    rows = everyone if len(taught) == len(cond) else taught
+    return _Asked(field, rows, cond.rows(rows), everyone, slots, taught, False)
 
 
 def mean_gaps(gaps: Tensor, names: Mapping[str, Sequence[bool]]) -> dict[str, float]:

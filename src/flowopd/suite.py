@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from flowopd.configs import Strict
+from flowopd.configs import SEEDS, Name, Strict
 from flowopd.errors import ConfigError
-from flowopd.recipe import Recipe, make_recipe, read_tree, validated, with_value
+from flowopd.recipe import Recipe, beside, make_recipe, read_tree, validated, with_value
 
 
 class Row(Strict):
@@ -22,7 +22,14 @@ class Row(Strict):
 
     recipe: str
     set: dict[str, Any] = Field({})
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _every_seed_once(self) -> Row:
+        twice = [seed for seed in self.seeds if self.seeds.count(seed) > 1]
+        if twice:
+            raise ValueError(f"seed {twice[0]} stands twice in {list(self.seeds)}; leave one out")
+        return self
 
 
 class Table(Strict):
@@ -61,7 +68,7 @@ class Pictures(Strict):
 class Suite(Strict):
     """Rows by name in the order in which they are run, the tables that show them, and what they should prove."""
 
-    rows: dict[str, Row] = Field(min_length=1)
+    rows: dict[Name, Row] = Field(min_length=1)
     tables: dict[str, Table] = Field({})
     claims: tuple[Claim, ...] = ()
     pictures: Pictures = Pictures()
@@ -120,7 +127,7 @@ def load_runs(path: Path, out: Path, overrides: Sequence[str] = (), only: Sequen
 
 
 def _recipe(path: Path, row: Row, seed: int, overrides: Sequence[str]) -> Recipe:
-    file = path.with_name(row.recipe)
+    file = beside(path, row.recipe, f"{path}: a row's recipe")
     tree = read_tree(file)
     for key, value in {**row.set, "seed": seed}.items():
         tree = with_value(tree, key, value)

@@ -26,7 +26,7 @@ Update = Callable[[int], Mapping[str, Tensor]]
 class TrainConfig(BaseModel):
     """How a stage is optimised: AdamW with a short warm-up, the gradient's norm clipped, weights averaged (EMA)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     updates: int = Field(300, ge=1, description="updates in all")
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's, after the warm-up")
@@ -113,7 +113,7 @@ class Trainer:
             self._proven = start - 1
             for step in range(start, self.config.updates):
                 try:
-                    told = {**update(step), **self._step(step)}
+                    told = {**update(step), **self.step(step)}
                 except FlowOpdError:
                     if step > start and not self._is_due(step):
                         self._keep(step, metrics, tracker, checkpoints)
@@ -163,8 +163,11 @@ class Trainer:
                 f"optim.best.metric: there is no {best.metric!r} among the metrics; did you mean {near!r}?"
             )
 
-    def _step(self, step: int) -> dict[str, Tensor | float]:
-        """Take the step, or skip it if its gradient is not finite; `grad_norm`, and `skipped` 0 or 1."""
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """Take step `step` on the gradients that are there, which it clears, or skip it if they are not finite.
+
+        Returns `grad_norm`, before clipping, and `skipped`, 0 or 1.
+        """
         self._check_reached(step)
         sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)

@@ -40,6 +40,11 @@ class Condition:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return next(iter(self.tensors.values())).device
+
     def rows(self, index: Tensor | slice | Sequence[int]) -> "Condition":
         """The rows that `index` picks: a slice, positions, or a tensor of positions or of booleans."""
         picked = index if isinstance(index, Tensor | slice) else torch.tensor(index, dtype=torch.long)

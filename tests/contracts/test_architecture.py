@@ -29,11 +29,14 @@ MATHS = (
     "objectives",
 )
 PARTS = (
+    "untrusted",
     "durable",
     "hub",
     "models",
+    "lora_config",
     "lora_file",
     "merge",
+    "joint",
     "adapters",
     "strength",
     "formats",
@@ -50,6 +53,7 @@ RUNNING = (
     "processes",
     "sampling",
     "step",
+    "schedules",
     "checkpoint",
     "tracking",
     "train",
@@ -103,6 +107,9 @@ MINI_WORDS = {
     "cli.flags": {"Base model: folder, hub id, or package:mini/base."},
     "cli.training": {"mini-demo.yaml", "mini-from-scratch.yaml"},
     "cli.mini": {"runs/mini-base", "runs/mini-prompts"},
+    "cli.benching": {"mini", "mini, the mini world's base; or small, 55 M random weights."},
+    "stages.bench.settings": {"mini"},
+    "stages.bench.subject": {"mini", "package:mini/base"},
     "rewards.registry": {
         "mini_geneval",
         "mini_quality",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
 from typer import BadParameter
 from typer.main import get_command
 
@@ -17,7 +19,14 @@ from flowopd.recipe import Recipe, load_recipe, make_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+"""The text of each document by its path."""
 UsageError = BadParameter.__mro__[1]
 """Click's, or that of the click which typer brings along."""
 
@@ -25,7 +34,7 @@ RECIPES = sorted((ROOT / "src" / "flowopd" / "recipes").glob("*.yaml"))
 
 
 def blocks(language, text=README):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [block for name, block in found if name == language]
 
 
@@ -38,6 +47,13 @@ def lines(program, text=README):
     """The arguments of each call of a program in the bash blocks; comments are left out."""
     calls = [shlex.split(line, comments=True) for block in blocks("bash", text) for line in block.splitlines()]
     return [call[1:] for call in calls if call[:1] == [program]]
+
+
+def launched(words):
+    """What `accelerate launch WORDS` starts: the module, and its arguments. Raises SystemExit for a wrong option."""
+    parsed = launch_command_parser().parse_args(words)
+    assert parsed.module, "give -m flowopd"
+    return parsed.training_script, parsed.training_script_args
 
 
 def subcommand(words):
@@ -96,7 +112,11 @@ def test_an_import_that_is_not_there_is_reported():
     assert unknown_imports("from flowopd import run, distil\nfrom torch import nn") == ["distil"]
 
 
-@pytest.mark.parametrize("words", [*lines("flowopd"), *map(shlex.split, examples())], ids=" ".join)
+CALLS = [words for text in PAGES.values() for words in lines("flowopd", text)]
+LAUNCHES = [words[1:] for text in PAGES.values() for words in lines("accelerate", text)]
+
+
+@pytest.mark.parametrize("words", [*CALLS, *map(shlex.split, examples())], ids=" ".join)
 def test_a_command_line_is_understood(words):
     understand(words)
 
@@ -105,6 +125,19 @@ def test_a_command_line_is_understood(words):
 def test_a_command_line_that_is_not_understood_is_reported(text):
     with pytest.raises((KeyError, UsageError)):
         understand(text.split())
+
+
+@pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
+def test_a_launch_starts_a_command_that_is_understood(words):
+    module, rest = launched(words)
+    assert module == "flowopd"
+    understand(rest)
+
+
+def test_a_launch_with_a_wrong_option_is_reported(capsys):
+    assert LAUNCHES
+    with pytest.raises(SystemExit):
+        launched(["--number_of_processes", "8", "-m", "flowopd", "run", "r.yaml"])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
@@ -117,7 +150,8 @@ def test_commands_within_a_sentence_exist(path):
 
 
 def test_what_is_made_can_be_made():
-    assert {target for call in lines("make") for target in call} <= set(targets())
+    made = {target for text in PAGES.values() for call in lines("make", text) for target in call}
+    assert len(made) >= 3 and made <= set(targets())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
@@ -125,6 +159,41 @@ def test_links_lead_to_files(path):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
+
+
+PARTS = [(name, text) for name, page in PAGES.items() for text in blocks("yaml", page)]
+
+
+@pytest.mark.parametrize(("page", "text"), PARTS, ids=[f"{name}-{text.split()[0]}" for name, text in PARTS])
+def test_a_part_of_a_recipe_or_of_a_launch_is_valid(page, text):
+    tree = yaml.safe_load(text)
+    if "compute_environment" in tree:
+        assert ClusterConfig(**tree).num_processes % tree["num_machines"] == 0
+    else:
+        assert isinstance(make_recipe({"base": "a/model", **tree}), Recipe)
+
+
+def said(text):
+    """The words that the page on symptoms says flowopd says: code in the middle column of its tables."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return [words for row in rows if len(row) == 3 for words in re.findall(r"`([^`]+)`", row[1])]
+
+
+def sources():
+    """All code of the package, strings that go on in the next line joined."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "flowopd").rglob("*.py"))
+    return re.sub(r"\"\s*\n\s*f?\"", "", code)
+
+
+def test_what_flowopd_is_said_to_say_it_says():
+    code, words = sources(), said(PAGES["docs/troubleshooting.md"])
+    assert len(words) > 30
+    assert [each for each in words if each not in code] == []
+
+
+def test_words_that_flowopd_does_not_say_are_reported():
+    assert said("| a | `no server at`, `never said` (plan) | c |") == ["no server at", "never said"]
+    assert "no server at" in sources() and "never said so" not in sources()
 
 
 def test_files_to_edit_exist():

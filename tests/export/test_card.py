@@ -125,7 +125,7 @@ def test_only_a_licence_that_is_known_is_named(name, known):
     assert (licence_of(name)["license"] == "other") is known
 
 
-SECRETS = {"url": "https://user:hunter2@judge.example/v1", "token": "MY_TOKEN_VARIABLE"}
+SECRETS = {"url": "https://judge.example/hunter2/v1", "token": "MY_TOKEN_VARIABLE"}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,6 +1,7 @@
 """The OCR reward is judged first: on drawn signs, on misspelt ones, and on its arithmetic."""
 
 import builtins
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,9 @@ from flowopd.mini.draw import draw
 from flowopd.mini.wishes import grant, mistake, random_wish
 from flowopd.prompts import Prompt
 from flowopd.rewards import make_reward
+from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.ocr import levenshtein, score, target
+from flowopd.rewards.registry import check_reward
 
 SIGNS = 60
 
@@ -121,7 +124,8 @@ def test_lengths_have_to_fit(judge, signs):
         judge(signs[2][:3], signs[1][:2])
 
 
-def test_a_missing_engine_is_named_with_its_extra(monkeypatch):
+@pytest.mark.parametrize("ask", [make_reward, check_reward])
+def test_a_missing_engine_is_named_before_anything_is_judged(monkeypatch, ask):
     plain_import = builtins.__import__
 
     def without_rapidocr(name, *args, **kwargs):
@@ -130,8 +134,15 @@ def test_a_missing_engine_is_named_with_its_extra(monkeypatch):
         return plain_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_rapidocr)
-    with pytest.raises(ConfigError, match=r"flowopd\[ocr\]"):
-        make_reward("ocr")
+    with pytest.raises(ConfigError, match=r"pip install rapidocr-onnxruntime, or serve it"):
+        ask("ocr")
+
+
+def test_a_missing_engine_matters_not_where_the_judge_is_served_elsewhere(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    check_reward("ocr", JudgeConfig(url="http://127.0.0.1:8765"))
+    with pytest.raises(ConfigError, match="rapidocr"):
+        check_reward("ocr")
 
 
 def test_an_unknown_reward_is_met_with_the_nearest_name():

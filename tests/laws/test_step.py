@@ -12,7 +12,8 @@ from flowopd.objectives import Anchor, step_weights
 from flowopd.queries import AllSteps
 from flowopd.rollout import rollout
 from flowopd.sampling import Batch
-from flowopd.step import Distillation, closed_form, distill_step, log_ratio
+from flowopd.schedules import fused
+from flowopd.step import Distillation, closed_form, log_ratio
 
 GRID = torch.tensor([0.9, 0.6, 0.3])
 SDE = FlowSde(a=0.7)
@@ -60,7 +61,7 @@ def distillation(tiny_net, weights, teachers=True, anchor=0.5):
 
 def gradient_and_gaps(d, condition, routes):
     d.student.zero_grad()
-    gaps = distill_step(d, Batch(condition(2), (3, 4)), routes, AllSteps().draw(2, torch.Generator()), (3, 4, 4))
+    gaps = fused(d, Batch(condition(2), (3, 4)), routes, AllSteps().draw(2, torch.Generator()), (3, 4, 4))
     return torch.cat([p.grad.flatten() for p in d.student.parameters()]), gaps
 
 
@@ -90,7 +91,7 @@ def test_a_mixed_batch_is_the_mean_of_its_rows(tiny_net, condition):
     whole, _ = gradient_and_gaps(d, condition, routes)
     d.student.zero_grad()
     for i, seed in enumerate((3, 4)):
-        distill_step(d, Batch(cond.rows([i]), (seed,)), routes[i : i + 1], queries, (3, 4, 4), share=0.5)
+        fused(d, Batch(cond.rows([i]), (seed,)), routes[i : i + 1], queries, (3, 4, 4), share=0.5)
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in d.student.parameters()]), whole)
 
 

@@ -35,7 +35,7 @@ def own(world, tmp_path_factory):
 def stopped(own, distilling, tmp_path_factory):
     """The folder of a run that was stopped in the third update of its distillation."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    step = Trainer._step
+    step = Trainer.step
 
     def stopping(self, i):
         if i == 2:
@@ -43,7 +43,7 @@ def stopped(own, distilling, tmp_path_factory):
         return step(self, i)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, "_step", stopping)
+        patch.setattr(Trainer, "step", stopping)
         run(make_recipe(tree(own, distilling)), out)
     return out
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_holds_what_the_run_depends_on(stopped):
     assert identity["distill"]["loss"] == "closed_form" and "micro_batch" not in identity["distill"]
     tensors = load_file(found.folder / "step-2" / "state.safetensors")
     kinds = {name.split(".")[0] for name in tensors}
-    assert kinds == {"weight", "ema", "adam", "ema_updates"}
+    assert kinds == {"weight", "ema", "adam", "ema_updates", "rate"}
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 

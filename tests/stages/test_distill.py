@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
 from flowopd.pipeline import open_run
@@ -36,13 +36,13 @@ def bytes_of(folder):
 
 def gradients_of(session, patch):
     """The gradients of every update, before anything is made of them."""
-    seen, step = [], Trainer._step
+    seen, step = [], Trainer.step
 
     def looking(self, i):
         seen.append([parameter.grad.clone() for parameter in self.parameters])
         return step(self, i)
 
-    patch.setattr(Trainer, "_step", looking)
+    patch.setattr(Trainer, "step", looking)
     distill(session)
     patch.undo()
     return seen
@@ -219,3 +219,83 @@ def test_a_student_adapts_every_layer_of_its_cold_start_unless_told(world, tmp_p
     cold_start(session)
     layers = read_lora(distill(session)).modules.keys()
     assert layers > read_lora(tmp_path / "out" / "coldstart").modules.keys()
+
+
+# Several updates from one rollout
+
+
+def test_several_updates_of_a_rollout_walk_once_and_ask_experts_once(world, tmp_path, distilling):
+    asked = {}
+    for n in (1, 3):
+        parts = distilling(updates=3, updates_per_rollout=n, checkpoint_every=3, anchor=None)
+        session = world.session(tmp_path / f"{n}", distill=parts)
+        frozen = []
+        session.model.transformer.register_forward_hook(
+            lambda _m, _a, named, out, frozen=frozen: frozen.append(out[0].requires_grad), with_kwargs=True
+        )
+        distill(session)
+        asked[n] = frozen.count(True), frozen.count(False)
+    assert asked == {1: (3 * 2, 3 * 2), 3: (3 * 2, 2)}
+
+
+def test_the_first_update_of_a_rollout_is_what_it_is_alone(world, tmp_path, distilling, monkeypatch):
+    alone, first = (
+        gradients_of(
+            world.session(tmp_path / f"{n}", distill=distilling(updates=n, updates_per_rollout=n, checkpoint_every=n)),
+            monkeypatch,
+        )
+        for n in (1, 2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(alone[0], first[0], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first[0], first[1], strict=True))
+
+
+def test_a_run_with_several_updates_of_a_rollout_goes_on_as_if_it_had_not_stopped(
+    world, tmp_path, distilling, monkeypatch
+):
+    query = {"kind": "random", "k": 1}
+    parts = distilling(updates=4, updates_per_rollout=2, checkpoint_every=2, query=query)
+    whole = deltas(distill(world.session(tmp_path / "whole", distill=parts)))
+    step = Trainer.step
+
+    def stopping(self, i):
+        if i == 3:
+            raise KeyboardInterrupt
+        return step(self, i)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        distill(world.session(tmp_path / "parts", distill=parts))
+    monkeypatch.undo()
+    resumed = deltas(distill(world.session(tmp_path / "parts", distill=parts)))
+    assert all(torch.equal(delta, resumed[name]) for name, delta in whole.items())
+
+
+def test_a_run_that_goes_on_within_a_rollout_walks_anew(world, tmp_path, distilling, monkeypatch):
+    parts = distilling(updates=2, updates_per_rollout=2, checkpoint_every=2)
+    step = Trainer.step
+
+    def failing(self, i):
+        if i == 1:
+            raise NumericsError("not finite")
+        return step(self, i)
+
+    monkeypatch.setattr(Trainer, "step", failing)
+    with pytest.raises(NumericsError):
+        distill(world.session(tmp_path / "out", distill=parts))
+    monkeypatch.undo()
+    distill(world.session(tmp_path / "out", distill=parts))
+    assert [row["step"] for row in rows(tmp_path / "out")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"loss": "log_ratio", "updates_per_rollout": 2}, "2 updates_per_rollout need loss closed_form"),
+        ({"updates_per_rollout": 3, "checkpoint_every": 50}, "checkpoint_every 50 must be a multiple of .* 3"),
+        ({"updates_per_rollout": 0}, "updates_per_rollout"),
+    ],
+)
+def test_updates_of_a_rollout_that_cannot_be_are_refused(world, tmp_path, distilling, parts, said):
+    with pytest.raises(ConfigError, match=said):
+        world.session(tmp_path / "out", distill=distilling(**parts))

@@ -81,8 +81,8 @@ def adapter_layer(session, name):
     return session.adapters.transformer.get_submodule(LAYER).lora_B[name]
 
 
-def rows_of(session, text):
-    """Which rows of the forward that runs now are of this prompt."""
+def rows_of(session, text, model):
+    """Which rows of what the model's adapter is given now are of this prompt."""
     encoded = session.encode(session.prompts("composition", "train") + session.prompts("quality", "train"))
     wanted, found = encoded([text])["pooled_prompt_embeds"], []
 
@@ -90,7 +90,13 @@ def rows_of(session, text):
         found[:] = [(named["pooled_projections"] == wanted.to(named["pooled_projections"].dtype)).all(1)]
 
     session.adapters.transformer.register_forward_pre_hook(noting, with_kwargs=True)
-    return lambda _count: found[0]
+
+    def here(count):
+        """All rows of the forward, or in one that several adapters share those of its own part."""
+        parts = dict(session.adapters._rows._parts)
+        return found[0] if count == len(found[0]) else found[0][parts[model]]
+
+    return here
 
 
 def chosen(session, step, each=2):
@@ -112,7 +118,7 @@ def test_one_prompt_that_breaks_one_model_is_named_and_survived(
     texts = chosen(session, 1)
     poisoned(
         stage,
-        lambda session, active: spoil(adapter_layer(session, model), value, active, rows_of(session, texts[3])),
+        lambda session, active: spoil(adapter_layer(session, model), value, active, rows_of(session, texts[3], model)),
     )
     folder = distill(session)
     role = "the student" if model == "student" else "teacher quality"
@@ -222,7 +228,7 @@ def test_a_teacher_that_draws_what_is_not_finite_is_named(world, tmp_path, monke
 
 
 def test_what_stays_broken_stops_the_run_and_names_the_last_good_checkpoint(world, tmp_path, distilling, monkeypatch):
-    step = Trainer._step
+    step = Trainer.step
 
     def breaking(self, i):
         done = step(self, i)
@@ -230,7 +236,7 @@ def test_what_stays_broken_stops_the_run_and_names_the_last_good_checkpoint(worl
             self.parameters[self.names.index(f"{LAYER}.lora_B.weight")].data.fill_(3e38)
         return done
 
-    monkeypatch.setattr(Trainer, "_step", breaking)
+    monkeypatch.setattr(Trainer, "step", breaking)
     parts = distilling(updates=9, checkpoint_every=1)
     parts["optim"]["max_skips"] = 1
     with pytest.raises(

@@ -22,7 +22,7 @@ from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import train_mix
 from flowopd.stages.plan import plan
 from flowopd.stages.teacher import train_teacher
-from flowopd.stages.workload import workloads
+from flowopd.stages.workload import workload, workloads
 from flowopd.types import Condition
 
 B, IN, OUT = 3, 5, 7
@@ -89,6 +89,13 @@ PARTS = {
     "own anchor": {"sampling": {"steps": 2}, "anchor": {"model": "quality", "weight": 0.1}},
     "no anchor": {"sampling": {"steps": 2}, "anchor": None},
     "no teachers": {"sampling": {"steps": 2}, "distillation": False},
+    "beta": {"sampling": {"steps": 3}, "query": {"kind": "beta"}},
+    "several": {
+        "sampling": {"steps": 3},
+        "query": {"kind": "random", "k": 1},
+        "updates_per_rollout": 2,
+        "optim": {"updates": 2, "checkpoint_every": 2},
+    },
 }
 
 
@@ -96,10 +103,11 @@ PARTS = {
 def test_the_planned_rows_are_those_that_pass(world, tmp_path, parts):
     config = {"samples_per_label": 2, "adapter": {"rank": 2, "alpha": 2}, "optim": {"updates": 1}, **parts}
     session = world.session(tmp_path / "run", distill=config)
-    planned = plan(session).forwards_per_update
+    planned, updates = workload(session).rows, config["optim"]["updates"]
+    assert plan(session).forwards_per_update == {role: round(rows) for role, rows in planned.items()}
     passed = rows_that_pass(session)
-    assert passed["backward"] == planned["backward"]
-    assert passed["all"] == planned["student"] + planned["teacher"] + planned["anchor"]
+    assert passed["backward"] == updates * planned["backward"]
+    assert passed["all"] == updates * (planned["student"] + planned["teacher"] + planned["anchor"])
 
 
 def test_parameters_are_those_of_the_models(world, tmp_path):
@@ -212,7 +220,8 @@ def test_the_planned_rows_of_a_mix_are_those_that_pass(world, tmp_path, parts):
     passed = rows_that_pass(session, train_mix)
     assert planned.stage == "grpo_mix"
     assert passed["backward"] == starts * planned.forwards_per_update["backward"]
-    assert passed["all"] == starts * (planned.forwards_per_update["student"] + planned.forwards_per_update["reference"])
+    each = planned.forwards_per_update["student"] + planned.forwards_per_update["reference"]
+    assert passed["all"] == starts * each + workload(session).before
 
 
 def test_the_rows_of_a_whole_recipe_are_those_that_pass(world, tmp_path):

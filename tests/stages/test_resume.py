@@ -46,14 +46,14 @@ class Stopped(Exception):
 
 
 def stop_before_the_third_step(patch):
-    step = Trainer._step
+    step = Trainer.step
 
     def stopping(self, i):
         if i == 2:
             raise Stopped
         return step(self, i)
 
-    patch.setattr(Trainer, "_step", stopping)
+    patch.setattr(Trainer, "step", stopping)
 
 
 def stop_before_the_third_checkpoint(patch):

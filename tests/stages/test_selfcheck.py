@@ -110,7 +110,7 @@ def test_a_frozen_model_that_would_train_is_refused(world, tmp_path, distilling,
 def test_a_frozen_model_that_changed_is_named_and_no_student_is_written(
     world, tmp_path, distilling, monkeypatch, model
 ):
-    step = Trainer._step
+    step = Trainer.step
     session = world.session(tmp_path / "out", distill=distilling(updates=3))
 
     def changing(self, i):
@@ -119,7 +119,7 @@ def test_a_frozen_model_that_changed_is_named_and_no_student_is_written(
             list(session.weights()[model].values())[-1].data.flatten()[0] += 1e-3
         return done
 
-    monkeypatch.setattr(Trainer, "_step", changing)
+    monkeypatch.setattr(Trainer, "step", changing)
     with pytest.raises(
         CheckpointError, match=rf"^{model} changed while student was trained, .*1 tensors.*delete .*distill"
     ):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli import checking, mini, models, recipes, serving, studio, training
+from flowopd.cli import benching, checking, mini, models, recipes, serving, studio, training
 from flowopd.cli.manners import OneLine, mannered
 from flowopd.signals import ending_at_once
 
@@ -56,7 +56,12 @@ PANELS = {
         "sft": training.sft,
         "distill": training.distill,
     },
-    "Before a run": {"plan": checking.plan, "doctor": checking.doctor, "serve-reward": serving.serve_reward},
+    "Before a run": {
+        "plan": checking.plan,
+        "doctor": checking.doctor,
+        "bench": benching.bench,
+        "serve-reward": serving.serve_reward,
+    },
     "After a run": {
         "eval": models.evaluate,
         "sample": models.sample,

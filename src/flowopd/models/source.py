@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,9 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from flowopd.errors import CheckpointError
 from flowopd.hub import cached_folder, fetched, is_local, located
+from flowopd.untrusted import json_values, read_at_most
 
 INDEX = "model_index.json"
 """The file that names the parts of a pipeline."""
+
+LARGEST_INDEX = 1 << 20
+"""Bytes of that file."""
 
 CONFIG = "config.json"
 """The file that says what a model is."""
@@ -33,7 +38,7 @@ class Source:
     def path(self) -> str:
         """What diffusers' `from_pretrained` takes."""
         folder = located(self.name)
-        return str(folder) if folder.is_dir() else self.name
+        return str(folder) if os.path.isdir(folder) else self.name
 
     @property
     def pipeline(self) -> str:
@@ -42,8 +47,15 @@ class Source:
 
     @property
     def parts(self) -> list[str]:
-        """The parts that the pipeline's index names and has. Raises CheckpointError if there is no index."""
-        return [name for name, kind in self._index().items() if isinstance(kind, list) and all(kind)]
+        """The parts that the pipeline's index names and has: folders in its own.
+
+        Raises CheckpointError if there is no index, or it names a part that lies elsewhere.
+        """
+        parts = [name for name, kind in self._index().items() if isinstance(kind, list) and all(kind)]
+        for name in parts:
+            if not re.fullmatch(r"\w+", name):
+                raise CheckpointError(f"{INDEX} of {self.name} names a part {name!r}, no folder beside it; restore it")
+        return parts
 
     def load(self, kind: Any, subfolder: str | None = None, **options: Any) -> Any:
         """`kind.from_pretrained` of this source, or of one of its subfolders.
@@ -76,7 +88,7 @@ class Source:
     def folder(self) -> Path | None:
         """Where its files lie: a folder, or the hub's cache; None if they are not on this machine."""
         if is_local(self.name):
-            return located(self.name) if located(self.name).is_dir() else None
+            return located(self.name) if os.path.isdir(located(self.name)) else None
         return cached_folder(self.name, self.revision, INDEX, CONFIG)
 
     def weights(self) -> int:
@@ -93,8 +105,8 @@ class Source:
 
     def fingerprint(self) -> str:
         """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
-        digest = sha256(f"{self.name}@{self.revision}".encode() if not Path(self.path).is_dir() else b"")
-        found = sorted(Path(self.path).rglob("*.*")) if Path(self.path).is_dir() else ()
+        digest = sha256(f"{self.name}@{self.revision}".encode() if not os.path.isdir(self.path) else b"")
+        found = sorted(Path(self.path).rglob("*.*")) if os.path.isdir(self.path) else ()
         for file in (path for path in found if path.is_file()):
             digest.update(f"{file.relative_to(self.path)}:{file.stat().st_size}".encode())
             digest.update(_ends(file))
@@ -104,13 +116,16 @@ class Source:
         folder = located(self.name)
         try:
             file = folder / INDEX if is_local(self.name) else self._from_hub()
-            return json.loads(Path(file).read_text())
+            index = json_values(read_at_most(Path(file), LARGEST_INDEX).decode("utf-8"))
         except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
             raise CheckpointError(
                 f"model {self.name} has no readable {INDEX}; give a diffusers folder or a hub id"
             ) from None
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{folder / INDEX} is not JSON ({error.msg}); restore it") from None
+        except ValueError as error:
+            raise CheckpointError(f"{folder / INDEX} is not JSON ({error}); restore it") from None
+        if not isinstance(index, dict):
+            raise CheckpointError(f"{folder / INDEX} is no mapping of parts; restore it")
+        return index
 
     def _from_hub(self) -> str:
         return hf_hub_download(self.name, INDEX, revision=self.revision)

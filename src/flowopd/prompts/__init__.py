@@ -25,6 +25,10 @@ from flowopd.prompts.tables import DATASET, dataset
 __all__ = ["DATASET", "Prompt", "read_prompts", "sha256_of_prompts", "write_prompts"]
 
 
+LONGEST, LONGEST_LABEL = 20_000, 1_000
+"""Characters of a prompt, and of a label; text encoders read a few hundred words."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """For example `Prompt("a photo of two hearts", "composition", {"tag": "counting", "include": [...]})`."""
@@ -37,8 +41,8 @@ class Prompt:
 def read_prompts(source: Path | str, label: str) -> list[Prompt]:
     """All prompts of a file or data set, in order, repeated ones too; empty lines are passed over.
 
-    Raises DataError if the source is missing, not UTF-8, holds no prompt, or has a broken line or broken GenEval
-    metadata, whose place it names; ConfigError if what it takes to read it is not installed.
+    Raises DataError if the source is missing, not UTF-8, holds no prompt, or has a broken line, a prompt longer than
+    LONGEST, or broken GenEval metadata, whose place it names; ConfigError if what it takes to read it is not installed.
     """
     found: Iterable[Row] = dataset(source) if _is_dataset(source) else file_rows(Path(source))
     prompts = [_prompt(row, label) for row in found]
@@ -71,4 +75,7 @@ def _prompt(row: Row, label: str) -> Prompt:
     if isinstance(row.fields.get("include"), list | dict):
         composition(row.fields, row.where)
     own = row.fields.get("label")
+    for text, most, kind in ((row.text, LONGEST, "prompt"), (own, LONGEST_LABEL, "label")):
+        if isinstance(text, str) and len(text) > most:
+            raise DataError(f"{row.where} has a {kind} of {len(text):,} characters; shorten it to {most:,}")
     return Prompt(row.text.strip(), own if isinstance(own, str) and own else label, row.fields)

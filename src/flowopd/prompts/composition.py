@@ -14,6 +14,12 @@ from flowopd.errors import DataError
 
 RELATIONS = ("left of", "right of", "above", "below")
 
+MOST = 10_000
+"""Objects of a clause."""
+
+SHOWN = 200
+"""Characters of a clause that an error shows."""
+
 
 @dataclass(frozen=True)
 class Clause:
@@ -49,7 +55,7 @@ def composition(metadata: Mapping[str, Any], where: str) -> Composition:
 def _clauses(metadata: Mapping[str, Any], key: str, where: str) -> tuple[Clause, ...]:
     rows = metadata.get(key) or ()
     if not isinstance(rows, list | tuple):
-        raise DataError(f"{where} has an `{key}` that is no list, {rows!r}; list its clauses")
+        raise DataError(f"{where} has an `{key}` that is no list, {repr(rows)[:SHOWN]}; list its clauses")
     return tuple(_clause(row, key, where) for row in rows)
 
 
@@ -57,14 +63,20 @@ def _clause(row: Any, key: str, where: str) -> Clause:
     if not isinstance(row, Mapping):
         raise _broken(where, key, row)
     kind, count, place = row.get("class"), row.get("count"), row.get("position") or (None, 0)
-    whole = isinstance(kind, str) and isinstance(count, int) and count >= 1
-    if not whole or not isinstance(place, list | tuple) or len(place) != 2 or not isinstance(place[1], int):
+    whole = isinstance(kind, str) and _is_whole(count) and 1 <= count <= MOST
+    coloured = row.get("color") is None or isinstance(row["color"], str)
+    placed = isinstance(place, list | tuple) and len(place) == 2 and _is_whole(place[1])
+    if not (whole and coloured and placed):
         raise _broken(where, key, row)
     return Clause(kind, count, row.get("color"), *place)
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 def _broken(where: str, key: str, row: Any) -> DataError:
-    shown = dict(row) if isinstance(row, Mapping) else row
+    shown = repr(dict(row) if isinstance(row, Mapping) else row)[:SHOWN]
     return DataError(
         f"{where} has a broken `{key}` clause {shown}; it needs a class, a count of 1 or more, and a position, if "
         f"any, of one of {', '.join(RELATIONS)} and the index of an earlier clause"

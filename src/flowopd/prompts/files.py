@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from flowopd.errors import DataError
 from flowopd.prompts.rows import Row, prompt_column, table_row
 from flowopd.prompts.tables import parquet
+from flowopd.untrusted import json_values, read_at_most
 
 PACKED = {
     b"\x1f\x8b": "gzip",
@@ -32,6 +33,9 @@ WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 MARK = "\ufeff"
 
+LARGEST = 1 << 30
+"""Bytes of a file of prompts."""
+
 
 def file_rows(path: Path) -> Iterator[Row]:
     """The records of a file in order; its ending says what it is, and any other ending is plain text.
@@ -45,11 +49,13 @@ def file_rows(path: Path) -> Iterator[Row]:
 def read_bytes(path: Path) -> bytes:
     """What a prompt file holds. Raises DataError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_at_most(path, LARGEST)
     except FileNotFoundError:
         raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
     except OSError as error:
         raise DataError(f"prompt file {path} cannot be read ({error.strerror}); give a file of prompts") from None
+    except ValueError as error:
+        raise DataError(f"prompt file {path} cannot be read: {error}; split it, or give a file of prompts") from None
 
 
 def _text(path: Path) -> str:
@@ -82,24 +88,29 @@ def _lines(path: Path) -> Iterator[Row]:
 def _json_lines(path: Path) -> Iterator[Row]:
     for where, line in _numbered(path):
         try:
-            yield _object(json.loads(line), where)
-        except json.JSONDecodeError as error:
-            place = f"{error.msg} at column {error.colno}"
-            raise DataError(f"{where} is not JSON ({place}); mend or delete the line") from None
+            values = json_values(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON ({_place(error)}); mend or delete the line") from None
+        yield _object(values, where)
 
 
 def _json_list(path: Path) -> Iterator[Row]:
     try:
-        entries = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at column {error.colno}"
+        entries = json_values(_text(path))
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, JSONDecodeError) else ""
         raise DataError(
-            f"{path}:{error.lineno} is not JSON ({place}); mend it, or name a file of one object a line .jsonl"
+            f"{path}{line} is not JSON ({_place(error)}); mend it, or name a file of one object a line .jsonl"
         ) from None
     if not isinstance(entries, list):
         raise DataError(f"{path} must hold a list of prompts, got one {type(entries).__name__}; put it into [ ]")
     for number, entry in enumerate(entries, 1):
         yield _object({"prompt": entry} if isinstance(entry, str) else entry, f"{path}, entry {number},")
+
+
+def _place(error: ValueError) -> str:
+    """What is wrong with a text of JSON, and in which column, as far as it is known."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
 
 
 def _object(value: Any, where: str) -> Row:

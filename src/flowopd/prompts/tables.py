@@ -7,6 +7,7 @@ such as images, are left out. Both need the extra `datasets`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from typing import Any
 
 from flowopd.errors import ConfigError, DataError
 from flowopd.prompts.rows import Row, prompt_column, table_row
+from flowopd.untrusted import check_values
 
 DATASET = "datasets:"
 """How the name of a data set begins."""
@@ -39,12 +41,12 @@ def parquet(path: Path) -> Iterator[Row]:
     try:
         with ParquetFile(path) as file:
             names = _plain_columns(file.schema_arrow)
-            table = file.read(columns=names)
+            rows = file.read(columns=names).to_pylist()
     except FileNotFoundError:
         raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompt file {path} is no whole parquet file ({_line(error)}); fetch it again") from None
-    return _rows(table.to_pylist(), prompt_column(names, str(path)), str(path))
+    return _rows(rows, prompt_column(names, str(path)), str(path))
 
 
 @cache
@@ -63,8 +65,11 @@ def dataset(source: str) -> tuple[Row, ...]:
     column = match["column"] or prompt_column(names, source)
     if column not in names:
         raise DataError(f"{source} has no column of texts {column!r}; it has: {', '.join(names)}")
-    table = found.select_columns(names).with_format("arrow")[:]
-    return tuple(_rows(table.to_pylist(), column, source))
+    try:
+        rows = found.select_columns(names).with_format("arrow")[:].to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} holds a text that is no UTF-8 ({_line(error)}); save it anew") from None
+    return tuple(_rows(rows, column, source))
 
 
 def _loaded(source: str, name: str, split: str | None) -> Any:
@@ -75,9 +80,9 @@ def _loaded(source: str, name: str, split: str | None) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        if any((Path(name) / file).exists() for file in SAVED):
+        if any(os.path.exists(Path(name) / file) for file in SAVED):
             return _split(source, datasets.load_from_disk(name), split)
-        with nullcontext() if Path(name).exists() or silence() is None else offline():
+        with nullcontext() if os.path.exists(name) or silence() is None else offline():
             return datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
@@ -98,7 +103,12 @@ def _split(source: str, found: Any, split: str | None) -> Any:
 
 def _rows(rows: Sequence[Mapping[str, Any]], column: str, source: str) -> Iterator[Row]:
     for number, values in enumerate(rows, 1):
-        yield table_row(_without_nulls(values), column, f"{source}, row {number},")
+        where = f"{source}, row {number},"
+        try:
+            check_values(values)
+        except ValueError as error:
+            raise DataError(f"{where} cannot be kept: {error}; mend or delete the row") from None
+        yield table_row(_without_nulls(values), column, where)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -18,7 +18,7 @@ import torch
 
 from flowopd.errors import ConfigError, DataError
 from flowopd.prompts import Prompt
-from flowopd.rewards.base import Scores
+from flowopd.rewards.base import JudgeConfig, Scores
 from flowopd.rewards.pairs import check_pairs
 
 LEAST_SIDE = 96
@@ -38,6 +38,11 @@ class Ocr:
 
     def __init__(self) -> None:
         self._engine = _engine(torch.get_num_threads())
+
+    @staticmethod
+    def check(_config: JudgeConfig) -> None:
+        """Raises ConfigError if rapidocr cannot be imported."""
+        _library()
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)
@@ -81,15 +86,21 @@ def _plain(text: str) -> str:
     return "".join(text.split()).lower()
 
 
-def _engine(threads: int) -> Any:
-    """Detector and recogniser; lines go one by one, no wider than they are: quicker than padded batches."""
+def _library() -> Any:
+    """rapidocr, or what to do without it: where it is installed, it may still miss a library of the system."""
     try:
         import rapidocr_onnxruntime
     except ImportError as error:
         raise ConfigError(
-            f"the reward `ocr` needs rapidocr, which cannot be imported ({error}): pip install 'flowopd[ocr]', or "
-            "serve it where that can be installed, and set judges.ocr.url"
+            f"the reward `ocr` needs rapidocr, which cannot be imported ({error}): pip install rapidocr-onnxruntime, "
+            "or serve it where that works, and set judges.ocr.url"
         ) from None
+    return rapidocr_onnxruntime
+
+
+def _engine(threads: int) -> Any:
+    """Detector and recogniser; lines go one by one, no wider than they are: quicker than padded batches."""
+    rapidocr_onnxruntime = _library()
     engine = rapidocr_onnxruntime.RapidOCR(
         det_limit_side_len=LEAST_SIDE,
         det_limit_type="min",

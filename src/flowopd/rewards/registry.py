@@ -27,20 +27,24 @@ CHAT = ("model", "url", "token", "deadline", "retries")
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward's class in a module here, which is imported when it is used, and the settings of `judges` it takes."""
+    """A reward's class in a module here, which is imported when it is used, and the settings of `judges` it takes.
+
+    `checks` is for a class that looks at what it needs before it is built, as those of CODE and CHAT do.
+    """
 
     module: str
     name: str
     takes: tuple[str, ...] = ()
+    checks: bool = False
 
     def check(self, name: str, config: JudgeConfig) -> None:
-        """Raises ConfigError for a setting that would be ignored, and for one that is lacking."""
+        """Raises ConfigError for a setting that would be ignored, and for one, or a library, that is lacking."""
         fields = JudgeConfig.model_fields
         idle = [key for key in fields if key not in self.takes and getattr(config, key) != fields[key].default]
         if idle:
             mend = "leave it out of judges" + (f", or add judges.{name}.url" if idle[0] in CHAT[1:] else "")
             raise ConfigError(f"{name} takes no {idle[0]!r}, got {getattr(config, idle[0])!r}; {mend}")
-        if self.takes in (CODE, CHAT):
+        if self.checks or self.takes in (CODE, CHAT):
             self._class.check(config)
 
     def build(self, device: str | torch.device, config: JudgeConfig) -> Reward:
@@ -57,7 +61,7 @@ class Entry:
 
 REWARDS: Mapping[str, Entry] = {
     "geneval": Entry("geneval", "Geneval", NET),
-    "ocr": Entry("ocr", "Ocr"),
+    "ocr": Entry("ocr", "Ocr", checks=True),
     "pickscore": Entry("pickscore", "PickScore", NET),
     "clipscore": Entry("clipscore", "ClipScore", NET),
     "aesthetic": Entry("aesthetic", "Aesthetic", NET),
@@ -108,7 +112,7 @@ def check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"no device {str(device)!r} here ({reason}); take cpu, cuda or cuda:N") from None
 
 

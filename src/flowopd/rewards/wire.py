@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowopd.errors import DataError
-from flowopd.prompts import Prompt
+from flowopd.prompts import LONGEST, LONGEST_LABEL, Prompt
 from flowopd.rewards.base import Scores
 
 HEALTH, SCORE = "/health", "/score"
@@ -55,8 +55,8 @@ class Health(BaseModel):
 class SentPrompt(Message):
     """A prompt as it travels."""
 
-    text: str = Field(max_length=20_000)
-    label: str = Field("", max_length=1_000)
+    text: str = Field(max_length=LONGEST)
+    label: str = Field("", max_length=LONGEST_LABEL)
     metadata: dict[str, Any] = {}
 
     @classmethod

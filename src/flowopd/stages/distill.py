@@ -22,13 +22,14 @@ from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, Query, RandomSteps
+from flowopd.queries import AllSteps, BetaStep, Queries, Query, RandomSteps
 from flowopd.sampling import Batch
+from flowopd.schedules import Walk, fused, relearnt, walked
 from flowopd.session import BASE, Router, Session
 from flowopd.shapes import Grid
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
-from flowopd.step import ESTIMATORS, Distillation, Estimator, distill_step, mean_gaps
+from flowopd.step import ESTIMATORS, Distillation, Estimator, mean_gaps
 from flowopd.train import Trainer
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
@@ -90,6 +91,8 @@ class DistillUpdate:
     """One update: prompts of every label together, a function of the seed and the step alone.
 
     `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
+    Where a rollout serves several updates, the first of them learns while the student walks and leaves the walk to the
+    others. A run that goes on between them walks anew.
     """
 
     def __init__(
@@ -104,31 +107,52 @@ class DistillUpdate:
         self.config, self.seed, self.shape = config, place.seed, place.shape
         self.distillation, self.route = distillation, route
         self.prompts, self.conditioning = prompts, conditioning
-        self.query = query_rule(self.config.query)
+        self.walks: list[Walk] = []
 
     def __call__(self, step: int) -> dict[str, float]:
-        chosen = [prompt for label in self.prompts for prompt in self._choose(label, step)]
+        rollout = step - step % self.config.updates_per_rollout
+        chosen = [prompt for label in self.prompts for prompt in self._choose(label, rollout)]
         labels = [prompt.label for prompt in chosen]
-        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         rows = own_rows(len(chosen))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes = self.route(chosen)[rows].to(batch.device)
-        queries = self.query.draw(
-            len(self.distillation.grid) - 1,
-            torch.Generator().manual_seed(seed_of(self.seed, "queries", step)),
-        )
-        size = self.config.micro_batch
-        gaps = [
-            distill_step(self.distillation, part, route, queries, self.shape, share=len(part) / len(chosen))
-            for part, route in zip(batch.split(size), routes.split(size), strict=True)
-        ]
+        left = rollout + self.config.updates_per_rollout - step
+        again = step > rollout and self.walks
+        gaps = self._learn_again(step, len(chosen)) if again else self._learn(step, chosen, rows, left)
         own = torch.cat(gaps, 2) if gaps else torch.empty(2, len(self.distillation.grid) - 1, 0)
         return _metrics(whole(own, rows, len(chosen), dim=2), labels)
+
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
+        """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
+        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
+        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
+        routes, size = self.route(chosen)[rows], self.config.micro_batch
+        queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
+        again = {i for queries in later for i in queries.indices}
+        self.walks, gaps = [], []
+        for part, route in zip(batch.split(size), routes.split(size), strict=True):
+            place = (self.distillation, part, route, queries, self.shape)
+            if again:
+                found, walk = walked(*place, again, share=len(part) / len(chosen))
+                self.walks.append(walk)
+            else:
+                found = fused(*place, share=len(part) / len(chosen))
+            gaps.append(found)
+        return gaps
+
+    def _learn_again(self, step: int, size: int) -> list[Tensor]:
+        """The gradient on the walks of the last rollout, of `size` samples in all."""
+        queries = drawn(self.config, self.seed, step)
+        return [relearnt(self.distillation, walk, queries, share=len(walk.cond) / size) for walk in self.walks]
 
     def _choose(self, label: str, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
         prompts = self.prompts[label]
         return [prompts[i] for i in rng.integers(0, len(prompts), self.config.samples_per_label)]
+
+
+def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
+    """The queried steps of update `step`, a function of the seed and the step alone."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "queries", step))
+    return query_rule(config.query).draw(config.sampling.steps, generator)
 
 
 def query_rule(config: QueryConfig) -> Query:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import prod
 
 import torch
 
@@ -157,6 +158,7 @@ def _memory(
 ) -> dict[str, float]:
     """GiB on the device by part. The encoders are gone before training begins, so the total has the larger of both."""
     size = getattr(torch, session.recipe.dtype).itemsize
+    latent = prod(session.latent_shape()) * FP32
     training = {
         "base": base * size,
         "teachers": teachers * size,
@@ -165,6 +167,7 @@ def _memory(
         "optimizer": trained * FP32 * MOMENTS,
         "average": trained * FP32 if work.optim.ema else 0,
         "activations": one.kept,
+        "rollout": work.kept * latent,
         "cache": work.samples * session.condition_bytes(),
     }
     encoders = session.model.encoder_bytes()

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from flowopd.configs import AdapterConfig, DistillConfig, PolicyConfig, SftConfig
 from flowopd.errors import ConfigError
 from flowopd.recipe import Recipe
@@ -18,7 +16,7 @@ from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.shapes import Grid
 from flowopd.stages.coldstart import strongest
-from flowopd.stages.distill import query_rule
+from flowopd.stages.distill import drawn
 from flowopd.stages.learners import trained_steps, window_starts
 from flowopd.train import TrainConfig
 
@@ -27,7 +25,8 @@ from flowopd.train import TrainConfig
 class Workload:
     """The trained stage of a recipe: its settings, which teachers it holds, and rows an update by role.
 
-    `backward` is the rows of the trained model that have a gradient; they are among its forwards too.
+    `backward` is the rows of the trained model that have a gradient; they are among its forwards too. `kept` is the
+    latents that a rollout keeps for further updates: its states, and what teachers and anchor said there.
     """
 
     stage: str
@@ -38,13 +37,14 @@ class Workload:
     micro_batch: int
     teachers: tuple[str, ...]
     rows: Mapping[str, float]
+    kept: int = 0
     before: float = 0
     """Rows that pass forward once, before the first update."""
 
     def of_one(self, processes: int) -> Workload:
         """The share of one of so many processes."""
         rows = {role: count / processes for role, count in self.rows.items()}
-        return replace(self, samples=-(-self.samples // processes), rows=rows)
+        return replace(self, samples=-(-self.samples // processes), rows=rows, kept=-(-self.kept // processes))
 
     @property
     def forwards(self) -> float:
@@ -88,17 +88,18 @@ def rows_of(guidance: float) -> int:
 
 
 def of_distillation(session: Session, config: DistillConfig) -> Workload:
-    """Every step of the student's rollout, and at the queried ones its teachers, the anchor and a backward."""
-    recipe, steps = session.recipe, config.sampling.steps
-    samples, queried = config.samples_per_label * len(recipe.prompts), _queried(config)
+    """The student's rollout up to its last queried step, its forwards at states it left, and at the queried ones its
+    teachers, the anchor and a backward; the mean over the updates of the run, whose queries the seed tells."""
+    recipe = session.recipe
+    samples = config.samples_per_label * len(recipe.prompts)
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
-    each = config.samples_per_label * queried
+    visits = queried_visits(config, recipe.seed)
     rows = {
-        "student": student * steps,
-        "teacher": taught * each,
-        "anchor": held * each,
-        "backward": student * queried,
+        "student": student * visits.forward,
+        "teacher": taught * config.samples_per_label * visits.asked,
+        "anchor": held * config.samples_per_label * visits.asked,
+        "backward": student * visits.backward,
     }
     return Workload(
         "distill",
@@ -109,20 +110,45 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
         config.micro_batch,
         _held(recipe, config),
         rows,
+        0 if config.updates_per_rollout == 1 else samples * (3 * config.sampling.steps + 1),
     )
+
+
+@dataclass(frozen=True)
+class Visits:
+    """How often an update passes the student forward, asks the frozen fields, and passes backward, for each sample."""
+
+    forward: float
+    asked: float
+    backward: float
+
+
+def queried_visits(config: DistillConfig, seed: int) -> Visits:
+    """The means over the updates of a run."""
+    updates, n = config.optim.updates, config.updates_per_rollout
+    forward = asked = backward = 0
+    for first in range(0, updates, n):
+        drawn_steps = [drawn(config, seed, first + i).indices for i in range(n)]
+        visited = {i for steps in drawn_steps for i in steps}
+        counts = [len(steps) for steps in drawn_steps[: updates - first]]
+        forward += max(visited) + 1 + sum(counts[1:])
+        asked += len(visited)
+        backward += sum(counts)
+    return Visits(forward / updates, asked / updates, backward / updates)
 
 
 def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:
     """Drawing the groups and learning from them, the mean over the updates of a round of windows."""
     guided, sampling = rows_of(config.sampling.guidance), config.sampling
     images = config.prompts_per_update * config.group
-    drawn, learnt = ROWS[config.loss](config, session.model.grid(sampling.steps))
+    drawn, learnt, checked = ROWS[config.loss](config, session.model.grid(sampling.steps))
     rows = {
         "student": (drawn + learnt) * guided,
         "reference": learnt * guided if config.kl > 0 else 0,
         "backward": learnt * guided,
     }
-    return Workload(stage, config.adapter, config.optim, sampling, images, config.micro_batch, (), rows)
+    before = checked * guided
+    return Workload(stage, config.adapter, config.optim, sampling, images, config.micro_batch, (), rows, before=before)
 
 
 def of_sft(session: Session, config: SftConfig) -> Workload:
@@ -144,33 +170,28 @@ def of_sft(session: Session, config: SftConfig) -> Workload:
     )
 
 
-def _by_transitions(config: PolicyConfig, grid: Grid) -> tuple[int, int]:
-    """Rows drawn, each group's way to its window once, and rows learnt from."""
+def _by_transitions(config: PolicyConfig, grid: Grid) -> tuple[int, int, int]:
+    """Rows drawn, each group's way to its window once; rows learnt from; rows of the check before the first update."""
     starts, steps, images = window_starts(config), config.sampling.steps, config.prompts_per_update * config.group
     way = sum(starts) / len(starts)
-    trained = sum(len(trained_steps(config.sampling.dynamics(start)[start:], grid[start:])) for start in starts)
+    trained = [len(trained_steps(config.sampling.dynamics(start)[start:], grid[start:])) for start in starts]
     drawn = config.prompts_per_update * way + images * (steps - way)
-    return round(drawn), round(images * trained / len(starts))
+    return round(drawn), round(images * sum(trained) / len(starts)), min(images, config.micro_batch) * trained[0]
 
 
-def _by_matching(config: PolicyConfig, _grid: Grid) -> tuple[int, int]:
+def _by_matching(config: PolicyConfig, _grid: Grid) -> tuple[int, int, int]:
     images = config.prompts_per_update * config.group
-    return images * config.sampling.steps, images * config.draws
+    return images * config.sampling.steps, images * config.draws, 0
 
 
 ROWS = {"transitions": _by_transitions, "matching": _by_matching}
-"""(settings, grid) -> rows drawn and learnt from in an update, by loss."""
+"""(settings, grid) -> rows drawn and learnt from in an update, and rows once before the first, by loss."""
 
 
 def _held(recipe: Recipe, config: DistillConfig) -> tuple[str, ...]:
     """The teachers that are in memory."""
     anchor = config.anchor.model if config.anchor else None
     return tuple(name for name in recipe.teachers if config.distillation or name == anchor)
-
-
-def _queried(config: DistillConfig) -> int:
-    """Steps of a rollout that are trained, by the rule that will draw them."""
-    return len(query_rule(config.query).draw(config.sampling.steps, torch.Generator()).indices)
 
 
 def _frozen_rows(session: Session, config: DistillConfig) -> tuple[int, int]:

@@ -1,0 +1,256 @@
+"""Every schedule has the same gradient; what differs is what it computes for it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from flowopd.adapters import Adapters
+from flowopd.dynamics import FlowSde, Ode
+from flowopd.lora_file import Factors, LoraFile
+from flowopd.models.sd3 import Sd3Field
+from flowopd.objectives import Anchor, squared_gap, step_weights
+from flowopd.queries import AllSteps, BetaStep, Queries, RandomSteps
+from flowopd.sampling import Batch
+from flowopd.schedule import sigma_grid
+from flowopd.schedules import fused, relearnt, replay, walked
+from flowopd.stages.bench.naive import naive
+from flowopd.step import ESTIMATORS, Distillation
+from flowopd.types import Condition
+from flowopd.velocity import ask, guided
+
+B, STEPS, SHAPE = 3, 4, (4, 8, 8)
+GRID = sigma_grid(STEPS)
+ROUTES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
+TARGETS = ("to_q", "to_out.0", "add_k_proj")
+ALL = AllSteps().draw(STEPS, torch.Generator())
+QUERIES = {
+    "all": ALL,
+    "random": RandomSteps(2).draw(STEPS, torch.Generator().manual_seed(2)),
+    "beta": BetaStep().draw(STEPS, torch.Generator().manual_seed(1)),
+}
+
+
+def transformer():
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        pos_embed_max_size=4,
+        qk_norm="rms_norm",
+    ).eval()
+
+
+def with_effect(lora, seed):
+    draw = torch.Generator().manual_seed(seed)
+    changed = {name: Factors(f.a, torch.randn(f.b.shape, generator=draw), f.scale) for name, f in lora.modules.items()}
+    return LoraFile(lora.config, changed)
+
+
+class Asked:
+    """A field that remembers how many rows it was asked for, call by call."""
+
+    def __init__(self, field):
+        self.field, self.rows = field, []
+
+    def __call__(self, x, t, cond):
+        self.rows.append(len(x))
+        return self.field(x, t, cond)
+
+
+class Trial:
+    """Student, two teachers and an anchor on one base; `anchor` is `base` or `teacher`."""
+
+    def __init__(self, anchor="base", dynamics=None, estimate="closed_form", scale=2.0):
+        self.adapters = Adapters(transformer())
+        self.adapters.create("student", 4, 4, TARGETS, seed=1)
+        self.adapters.load("one", with_effect(self.adapters.lora("student"), 2))
+        self.adapters.load("two", with_effect(self.adapters.lora("student"), 3))
+        draw = torch.Generator().manual_seed(4)
+        tensors = {"prompt_embeds": (B + 1, 5, 12), "pooled_prompt_embeds": (B + 1, 10)}
+        cond = Condition({name: torch.randn(size, generator=draw) for name, size in tensors.items()})
+        self.batch, null = Batch(cond.rows(slice(B)), (7, 8, 9)), cond.rows([B])
+        self.asked = {
+            name: Asked(guided(self.adapters.field(own, Sd3Field), scale, null))
+            for name, own in (("student", "student"), ("one", "one"), ("two", "two"), ("base", None))
+        }
+        dynamics = [dynamics or FlowSde(a=0.7)] * STEPS
+        self.distillation = Distillation(
+            student=self.asked["student"],
+            teachers=[self.asked["one"], self.asked["two"]],
+            anchor_field=self.asked["base" if anchor == "base" else "two"],
+            anchor=Anchor(weight=0.5),
+            dynamics=dynamics,
+            grid=GRID,
+            weights=step_weights("velocity", dynamics, GRID),
+            estimate=ESTIMATORS[estimate],
+        )
+        self.parameters = list(self.adapters.parameters("student").values())
+
+    def gradient(self):
+        found = torch.cat([p.grad.flatten() for p in self.parameters])
+        for p in self.parameters:
+            p.grad = None
+        return found
+
+    def run(self, schedule, queries=ALL):
+        gaps = schedule(self.distillation, self.batch, ROUTES, queries, SHAPE)
+        return self.gradient(), gaps
+
+    def rows(self, name):
+        return sum(self.asked[name].rows)
+
+
+def same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=1e-5 * float(other[0].abs().max()))
+    torch.testing.assert_close(one[1], other[1], equal_nan=True, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", QUERIES.values(), ids=QUERIES)
+@pytest.mark.parametrize("anchor", ["base", "teacher"])
+@pytest.mark.parametrize("dynamics", [Ode(), FlowSde(a=0.7)], ids=["ode", "sde"])
+@pytest.mark.parametrize("schedule", [replay, naive])
+def test_every_schedule_has_the_gradient_and_the_gaps_of_the_fused_one(schedule, dynamics, anchor, queries):
+    trial = Trial(anchor, dynamics)
+    expected = trial.run(fused, queries)
+    assert expected[0].any()
+    same(trial.run(schedule, queries), expected)
+
+
+@pytest.mark.parametrize("schedule", [replay, naive])
+def test_every_schedule_has_the_sampled_gradient_too(schedule):
+    trial = Trial(estimate="log_ratio")
+    queries = Queries((0, 2), (1.0, 1.0))
+    same(trial.run(schedule, queries), trial.run(fused, queries))
+
+
+def test_the_mean_over_single_steps_is_the_gradient_of_all_of_them():
+    trial = Trial()
+    everything, _ = trial.run(fused)
+    single = [trial.run(fused, Queries((i,), (float(STEPS),)))[0] for i in range(STEPS)]
+    torch.testing.assert_close(torch.stack(single).mean(0), everything, rtol=1e-4, atol=1e-5 * float(everything.max()))
+
+
+def test_a_mixed_batch_is_the_sum_of_its_samples():
+    trial = Trial()
+    everything, _ = trial.run(fused)
+    for i, part in enumerate(trial.batch.split(1)):
+        fused(trial.distillation, part, ROUTES[i : i + 1], ALL, SHAPE, share=1 / B)
+    torch.testing.assert_close(trial.gradient(), everything, rtol=1e-4, atol=1e-5 * float(everything.max()))
+
+
+def test_a_fused_step_asks_each_field_once_and_naive_asks_again():
+    for schedule, student, anchor in ((fused, STEPS, 0), (replay, 2 * STEPS, 0), (naive, 2 * STEPS, STEPS)):
+        trial = Trial(anchor="teacher")
+        trial.run(schedule)
+        assert trial.rows("student") == student * B
+        assert trial.rows("one") == STEPS * 2 and trial.rows("base") == 0
+        assert trial.rows("two") == (STEPS * B if schedule is not naive else STEPS * 2 + anchor * B)
+
+
+def test_a_rollout_ends_with_its_last_queried_step():
+    trial = Trial()
+    trial.run(fused, Queries((0, 1), (1.0, 1.0)))
+    assert trial.rows("student") == 2 * B and trial.rows("base") == 2 * B and trial.rows("one") == 2 * 2
+
+
+def test_a_second_update_learns_at_the_states_of_the_first_and_asks_no_one_else():
+    trial, later = Trial(), Queries((0, 2), (2.0, 0.5))
+    gaps, walk = walked(trial.distillation, trial.batch, ROUTES, Queries((1,), (1.0,)), SHAPE, later.indices)
+    same((trial.gradient(), gaps), trial.run(fused, Queries((1,), (1.0,))))
+    asked = {name: len(field.rows) for name, field in trial.asked.items()}
+    with torch.no_grad():
+        for p in trial.parameters:
+            p.add_(0.1)
+    again = relearnt(trial.distillation, walk, later), trial.gradient()
+    assert trial.asked["base"].rows[asked["base"] :] == [] and trial.asked["one"].rows[asked["one"] :] == []
+    d, loss = trial.distillation, torch.zeros(())
+    for i, weight in zip(later.indices, later.weights, strict=True):
+        v = d.student(walk.trajectory.states[i], GRID[i], trial.batch.cond)
+        for target, scale in ((walk.said[i].target, 1.0), (walk.said[i].held_to, d.anchor.weight)):
+            loss = loss + weight / STEPS * scale * d.weights[i] * squared_gap(v, target).mean()
+    loss.backward()
+    same((again[1], again[0]), (trial.gradient(), again[0]))
+
+
+def test_replay_after_the_same_policy_is_the_fused_gradient_bit_for_bit():
+    trial = Trial(dynamics=Ode())
+    _, walk = walked(trial.distillation, trial.batch, ROUTES, ALL, SHAPE, later=ALL.indices)
+    expected = trial.gradient()
+    relearnt(trial.distillation, walk, ALL)
+    assert torch.equal(trial.gradient(), expected)
+
+
+def forwards_of(transformer, act):
+    """What `act` returns, and how many rows each forward of the transformer had meanwhile."""
+    rows = []
+    hook = transformer.register_forward_hook(
+        lambda _m, _a, named, _o: rows.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    found = act()
+    hook.remove()
+    return found, rows
+
+
+def several(trial):
+    """Adapters and the bare base, guided or not, each with rows of its own."""
+    null, cond = trial.batch.cond.rows([0]), trial.batch.cond
+    field = {name: trial.adapters.field(name, Sd3Field) for name in ("one", "two", None)}
+    x = torch.randn(B, *SHAPE, generator=torch.Generator().manual_seed(5))
+    return [
+        (field["one"], x[:1], cond.rows([0])),
+        (guided(field["two"], 3.0, null), x[1:], cond.rows([1, 2])),
+        (guided(field[None], 2.0, null), x, cond),
+    ]
+
+
+def test_several_adapters_in_one_forward_say_what_each_says_alone():
+    trial, t = Trial(), torch.tensor(0.6)
+    with torch.no_grad():
+        alone = [field(x, t, cond) for field, x, cond in several(trial)]
+        together, rows = forwards_of(trial.adapters.transformer, lambda: ask(several(trial), t))
+    assert rows == [1 + 2 * 2 + 2 * B]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    again = [field(x, t, cond) for field, x, cond in several(trial)]
+    for one, other in zip(again, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_compiled_base_is_asked_for_one_adapter_at_a_time():
+    base = transformer()
+    base.transformer_blocks[0].compile()
+    assert Adapters(base).field(None, Sd3Field).kind is None
+    assert Adapters(transformer()).field(None, Sd3Field).kind is not None
+
+
+SYNCHRONISING = ("cpu", "item", "tolist", "__float__", "__int__", "__bool__", "nonzero")
+"""What makes the host wait for a device."""
+
+
+def waits(schedule, steps, monkeypatch):
+    """How often a schedule of so many steps makes the host wait."""
+    grid, count = sigma_grid(steps), []
+    trial = Trial()
+    d = trial.distillation
+    trial.distillation = replace(d, grid=grid, dynamics=[Ode()] * steps, weights=step_weights("velocity", Ode(), grid))
+    with monkeypatch.context() as patch:
+        for name in SYNCHRONISING:
+            own = getattr(torch.Tensor, name)
+            patch.setattr(torch.Tensor, name, lambda *a, _own=own, **k: count.append(1) or _own(*a, **k))
+        trial.run(schedule, AllSteps().draw(steps, torch.Generator()))
+    return len(count)
+
+
+@pytest.mark.parametrize("schedule", [fused, replay])
+def test_the_host_waits_as_often_for_many_steps_as_for_few(schedule, monkeypatch):
+    assert waits(schedule, 2, monkeypatch) == waits(schedule, 6, monkeypatch)
