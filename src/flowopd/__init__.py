@@ -3,6 +3,7 @@
     from flowopd import load_recipe, run
     results = run(load_recipe("recipes/mini-demo.yaml"), "runs/demo")
 
+or, without a recipe, `Distiller(base, teachers, prompts).train()`; `FieldDistiller` teaches fields of one's own.
 Names are imported when they are first used, since torch and the model libraries take seconds.
 """
 
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowopd.adapters import Adapters
+    from flowopd.configs import DistillConfig
+    from flowopd.distiller import Distiller
     from flowopd.dynamics import Cps, FlowSde, Ode
     from flowopd.errors import CheckpointError, ConfigError, DataError, FlowOpdError, Interrupted, NumericsError
+    from flowopd.fields import FieldDistiller
     from flowopd.gaussian import Gaussian
     from flowopd.models import open_model
     from flowopd.objectives import Anchor, FlowMatching, Grpo, ReverseKL, SampledLogRatio
@@ -32,13 +36,16 @@ if TYPE_CHECKING:
     from flowopd.stages.export import export
     from flowopd.stages.report.page import write_report
     from flowopd.stages.teacher import train_teacher
-    from flowopd.types import Condition
+    from flowopd.types import Condition, Step
     from flowopd.velocity import VelocityField, guided
 
 _HOMES = {
     "adapters": ("Adapters",),
+    "configs": ("DistillConfig",),
+    "distiller": ("Distiller",),
     "dynamics": ("Cps", "FlowSde", "Ode"),
     "errors": ("CheckpointError", "ConfigError", "DataError", "FlowOpdError", "Interrupted", "NumericsError"),
+    "fields": ("FieldDistiller",),
     "gaussian": ("Gaussian",),
     "models": ("open_model",),
     "objectives": ("Anchor", "FlowMatching", "Grpo", "ReverseKL", "SampledLogRatio"),
@@ -56,7 +63,7 @@ _HOMES = {
     "stages.export": ("export",),
     "stages.report.page": ("write_report",),
     "stages.teacher": ("train_teacher",),
-    "types": ("Condition",),
+    "types": ("Condition", "Step"),
     "velocity": ("VelocityField", "guided"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,6 +76,9 @@ __all__ = [
     "ConfigError",
     "Cps",
     "DataError",
+    "DistillConfig",
+    "Distiller",
+    "FieldDistiller",
     "FlowMatching",
     "FlowOpdError",
     "FlowSde",
@@ -86,6 +96,7 @@ __all__ = [
     "SampledLogRatio",
     "Scores",
     "Session",
+    "Step",
     "VelocityField",
     "cold_start",
     "distill",

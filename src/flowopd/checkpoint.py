@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load
 from torch import Tensor
 
@@ -28,8 +28,8 @@ class BestConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: str
-    mode: Literal["min", "max"] = "min"
+    metric: str = Field(description="a metric that the stage logs")
+    mode: Literal["min", "max"] = Field("min", description="whether the smallest or the largest is the best")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ OWN = ("base", "coldstart", "grpo_mix", "student")
 
 _NAME = re.compile(r"\w[\w +-]{0,59}")
 
+AT_A_TIME = "samples at a time, of each process; changes memory and speed, no result"
+
 
 class Strict(BaseModel):
     """A part of a recipe: frozen; unknown keys are mistakes, so are empty words, and numbers that are not finite."""
@@ -66,26 +68,29 @@ Subfolder = Annotated[str, AfterValidator(_inside)]
 
 
 class AdapterConfig(Strict):
-    """The shape of a trained adapter; `targets` None is the model family's usual layers."""
+    """The shape of a trained adapter; `targets` None is the family's usual layers, and those of a cold start."""
 
-    rank: int = Field(32, ge=1, le=4096)
-    alpha: float = Field(64, gt=0)
-    targets: tuple[str, ...] | None = None
+    rank: int = Field(32, ge=1, le=4096, description="rank of every layer's change")
+    alpha: float = Field(64, gt=0, description="its scale is alpha / rank")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        description="layers by the ends of their names; none is the family's usual ones, and those of a cold start",
+    )
 
 
 class PromptFiles(Strict):
     """The prompts of one label: files, or data sets as `datasets:NAME[@SPLIT][#COLUMN]`."""
 
-    train: str | None = None
-    test: str | None = None
-    unseen: str | None = None
-    rewritten: str | None = None
+    train: str | None = Field(None, description="prompts that are trained on")
+    test: str | None = Field(None, description="prompts of the evaluation")
+    unseen: str | None = Field(None, description="prompts of kinds that no training saw")
+    rewritten: str | None = Field(None, description="the test prompts in other words")
 
 
 class RewardConfig(Strict):
     """What a policy is rewarded for, and on whose prompts."""
 
-    reward: str
+    reward: str = Field(description="name of a reward, or module:Class of your own")
     prompts: str = Field(description="the label whose training prompts are used")
     detail: str | None = Field(None, description="train on this detail of the reward instead of its value")
 
@@ -97,15 +102,15 @@ class PolicyConfig(Strict):
         "transitions", description="PPO on transitions (Flow-GRPO), or advantage-weighted matching (2509.25050)"
     )
     draws: int = Field(2, ge=1, description="how often `matching` noises an image in an update")
-    prompts_per_update: int = Field(8, ge=1)
+    prompts_per_update: int = Field(8, ge=1, description="different prompts in every update, of all processes together")
     group: int = Field(16, ge=2, description="images per prompt")
     starts: int | None = Field(None, ge=1, description="first steps that the window starts at in turn; none is all")
-    clip: float = Field(1e-4, gt=0)
+    clip: float = Field(1e-4, gt=0, description="range of the ratio of mean log-probs around 1")
     kl: float = Field(0.0, ge=0, description="weight of the KL to the base, per latent element")
-    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
-    sampling: SamplingConfig = SamplingConfig(sampler="sde", window=3)
-    adapter: AdapterConfig = AdapterConfig()
-    optim: TrainConfig = TrainConfig()
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
+    sampling: SamplingConfig = Field(SamplingConfig(sampler="sde", window=3), description="how images are drawn")
+    adapter: AdapterConfig = Field(AdapterConfig(), description="the shape of what is trained")
+    optim: TrainConfig = Field(TrainConfig(), description="how it is optimised")
 
 
 class GrpoConfig(RewardConfig, PolicyConfig):
@@ -115,14 +120,14 @@ class GrpoConfig(RewardConfig, PolicyConfig):
 class TaskConfig(RewardConfig):
     """One of several rewards; an update takes its prompts in proportion to the shares."""
 
-    share: float = Field(1.0, gt=0)
+    share: float = Field(1.0, gt=0, description="of an update's prompts, against the other tasks' shares")
 
 
 class MixConfig(PolicyConfig):
     """GRPO-Mix, the baseline: one policy trained on several rewards at once."""
 
-    tasks: dict[Name, TaskConfig] = Field(min_length=1)
-    start: Literal["base", "coldstart"] = "base"
+    tasks: dict[Name, TaskConfig] = Field(min_length=1, description="the rewards by name")
+    start: Literal["base", "coldstart"] = Field("base", description="what it starts from")
 
     @model_validator(mode="after")
     def _room_for_all(self) -> MixConfig:
@@ -139,9 +144,9 @@ class TeacherConfig(Strict):
     offload: Annotated[bool, HARMLESS] = Field(
         False, description="keep a whole transformer on the CPU while it is not asked"
     )
-    revision: str | None = None
-    subfolder: Subfolder | None = None
-    train: GrpoConfig | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    subfolder: Subfolder | None = Field(None, description="folder within an adapter's repository")
+    train: GrpoConfig | None = Field(None, description="how its adapter is trained, in place of one that exists")
     guidance: float | None = Field(None, ge=0, description="its own guidance; none is the student's")
 
     @model_validator(mode="after")
@@ -158,37 +163,43 @@ class TeacherConfig(Strict):
 class MergeConfig(Strict):
     """Cold start by the exact mean of the experts' weight changes."""
 
-    kind: Literal["merge"] = "merge"
-    weights: dict[str, float] | None = None
+    kind: Literal["merge"] = Field("merge", description="the mean of the experts")
+    weights: dict[str, float] | None = Field(
+        None, description="of the experts by name, scaled to sum to 1; none is even"
+    )
     rank: int | None = Field(None, ge=1, description="truncate to this rank; none is exact")
 
 
 class SftConfig(Strict):
     """Cold start by flow matching on images sampled from each expert on its own prompts (the student learns these)."""
 
-    kind: Literal["sft"] = "sft"
+    kind: Literal["sft"] = Field("sft", description="fine-tuning on the experts' images")
     images: int = Field(512, ge=1, description="images in all, shared evenly by the experts")
-    batch: int = Field(32, ge=1)
-    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
-    sampling: SamplingConfig = SamplingConfig()
-    optim: TrainConfig = TrainConfig(updates=100)
+    batch: int = Field(32, ge=1, description="images of every update")
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how the experts draw")
+    optim: TrainConfig = Field(TrainConfig(updates=100), description="how it is optimised")
 
 
 class AnchorConfig(Strict):
     """Manifold Anchor Regularization: hold every sample near a frozen model (`base`, or a teacher's name)."""
 
-    model: str = "base"
-    weight: float = Field(0.02, ge=0)
-    guidance: float | None = Field(None, ge=0)
+    model: str = Field("base", description="the frozen model: base, or a teacher's name")
+    weight: float = Field(0.02, ge=0, description="of the squared distance to it, against that to the teachers")
+    guidance: float | None = Field(
+        None, ge=0, description="its own guidance; none is its own as a teacher, or the student's"
+    )
 
 
 class QueryConfig(Strict):
     """Which steps of a rollout are trained."""
 
-    kind: Literal["all", "random", "beta"] = "all"
+    kind: Literal["all", "random", "beta"] = Field(
+        "all", description="every step; `k` at random; or one, by a Beta distribution over the rollout (2606.27377)"
+    )
     k: int = Field(1, ge=1, description="steps a rollout, for `random`")
-    a: float = Field(5.0, gt=0)
-    b: float = Field(2.0, gt=0)
+    a: float = Field(5.0, gt=0, description="of Beta(a, b), for `beta`: above b the trained step is late, towards data")
+    b: float = Field(2.0, gt=0, description="of Beta(a, b), for `beta`")
 
 
 class DistillConfig(Strict):
@@ -196,17 +207,19 @@ class DistillConfig(Strict):
 
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
-    micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1)
+    micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
     loss: Literal["closed_form", "log_ratio"] = Field(
         "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
     )
-    weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = "velocity"
-    query: QueryConfig = QueryConfig()
+    weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = Field(
+        "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"
+    )
+    query: QueryConfig = Field(QueryConfig(), description="which steps of a rollout are trained")
     updates_per_rollout: int = Field(1, ge=1, description="how many updates learn from the same trajectories in turn")
-    anchor: AnchorConfig | None = AnchorConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    adapter: AdapterConfig = AdapterConfig()
-    optim: TrainConfig = TrainConfig(updates=60, ema=0.9)
+    anchor: AnchorConfig | None = Field(AnchorConfig(), description="what every sample is held to; none is nothing")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how the student draws its trajectories")
+    adapter: AdapterConfig = Field(AdapterConfig(), description="the shape of the student")
+    optim: TrainConfig = Field(TrainConfig(updates=60, ema=0.9), description="how it is optimised")
 
     @model_validator(mode="after")
     def _rollouts_are_whole(self) -> DistillConfig:
@@ -233,8 +246,8 @@ Split = Literal["train", "test", "unseen", "rewritten"]
 class MetricConfig(Strict):
     """A column of the results: a reward on the prompts of a label."""
 
-    reward: str
-    prompts: str
+    reward: str = Field(description="name of a reward, or module:Class of your own")
+    prompts: str = Field(description="the label whose prompts are judged")
     split: Split | None = Field(None, description="of the prompts; none is the evaluation's")
     owner: str | None = Field(None, description="the teacher whose metric this is")
     grouped: bool = Field(False, description="mean of the means of the prompts' tags, as GenEval's score")
@@ -244,17 +257,17 @@ class MetricConfig(Strict):
 class EvaluateConfig(Strict):
     """Which models are judged on which metrics."""
 
-    metrics: dict[Name, MetricConfig]
-    split: Split = "test"
+    metrics: dict[Name, MetricConfig] = Field(description="the columns of the table by name")
+    split: Split = Field("test", description="which prompts of a label")
     limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
-    images_per_prompt: int = Field(1, ge=1)
-    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1)
-    seed: int = Field(0, ge=0, lt=SEEDS)
-    sampling: SamplingConfig = SamplingConfig()
+    images_per_prompt: int = Field(1, ge=1, description="pictures of each prompt; their scores are averaged")
+    micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of the pictures' noise, the same for every model")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how every model draws")
     models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")
 
 
 class SamplesConfig(Strict):
     """The wall of pictures in the report."""
 
-    prompts_per_label: int = Field(4, ge=0)
+    prompts_per_label: int = Field(4, ge=0, description="prompts of each label on the wall")

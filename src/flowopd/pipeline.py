@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flowopd.configs import MetricConfig, RewardConfig
 from flowopd.durable import is_made, make_folder, replace_text
@@ -20,45 +23,92 @@ from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
-from flowopd.session import Session
+from flowopd.session import Own, Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
-from flowopd.stages.summary import write_summary
+from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
+from flowopd.tracking.boards import check_boards
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def run(recipe: Recipe, out: str | Path) -> Results | None:
+def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | None:
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
     Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe.
     """
-    session = open_run(recipe, out)
-    check(session)
-    refuse_changes(session)
-    out = session.out
-    for name, teacher in recipe.teachers.items():
-        if teacher.train is not None and _missing(out / "teachers" / name):
-            train_teacher(session, name)
-    if recipe.coldstart is not None and _missing(out / "coldstart"):
-        cold_start(session)
-    if recipe.grpo_mix is not None and _missing(out / "grpo_mix"):
-        train_mix(session)
-    if recipe.distill is not None and _missing(out / "student"):
-        distill(session)
-    results = None
-    if recipe.evaluate is not None:
-        results = evaluate(session)
-        draw_wall(session, recipe.evaluate)
-        only_main(lambda: (write_report(out), write_summary(out)))
+    session = open_run(recipe, out, own)
+    train(session)
+    results = judge(session) if recipe.evaluate is not None else None
     only_main(lambda: _write_manifest(session))
     return results
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that trains: its name, the folder of the run that holds what it made, and how it is made."""
+
+    name: str
+    folder: str
+    make: Callable[[Session], object]
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe that train, in order."""
+    trained = [name for name, teacher in recipe.teachers.items() if teacher.train is not None]
+    found = [Stage(f"teacher:{name}", f"teachers/{name}", partial(train_teacher, name=name)) for name in trained]
+    found += [Stage("coldstart", "coldstart", cold_start)] if recipe.coldstart is not None else []
+    found += [Stage("grpo_mix", "grpo_mix", train_mix)] if recipe.grpo_mix is not None else []
+    return found + ([Stage("distill", "student", distill)] if recipe.distill is not None else [])
+
+
+def train(session: Session) -> None:
+    """Check a run, then every stage of its recipe that trains; what is done is skipped.
+
+    Raises as `check` and the stages do.
+    """
+    check(session)
+    refuse_changes(session)
+    for stage in stages(session.recipe):
+        if _missing(session.out / stage.folder):
+            stage.make(session)
+
+
+def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """What a run into the folder `out` would do, by stage, or by these alone; nothing is opened or written.
+
+    Raises ConfigError if `out` holds something else, or a run of another recipe, CheckpointError if what a stage made
+    was changed since.
+    """
+    out = Path(out)
+    refuse_other(out, recipe)
+    fates = {stage.name: "done, skipped" if is_made(out / stage.folder) else "to do" for stage in stages(recipe)}
+    fates |= {"eval": "to do"} if recipe.evaluate is not None else {}
+    return [(name, fate) for name, fate in fates.items() if only is None or name in only]
+
+
+def judge(session: Session) -> Results:
+    """The table of a run's models with its wall of pictures, report and summary.
+
+    Raises ConfigError if the recipe has no `evaluate`.
+    """
+    results, out = evaluate(session), session.out
+    draw_wall(session, session.recipe.evaluate)
+    only_main(lambda: (write_report(out), write_summary(out), _show_wall(session)))
+    return results
+
+
+def _show_wall(session: Session) -> None:
+    """The wall of pictures on the run's boards."""
+    if (session.out / WALL).exists():
+        with Image.open(session.out / WALL) as picture:
+            session.show("wall", picture)
 
 
 def _missing(folder: Path) -> bool:
@@ -72,11 +122,12 @@ def _missing(folder: Path) -> bool:
 def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
-    Raises ConfigError for an unknown reward or teacher and for a judge elsewhere that a stage to come needs and that is
-    not there, CheckpointError for an expert that is missing or does not fit, DataError for prompt files that cannot be
-    read and labels without a route.
+    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, and a judge elsewhere that a
+    stage to come needs and that is not there; CheckpointError for an expert that is missing or does not fit, DataError
+    for prompt files that cannot be read and labels without a route.
     """
     recipe = session.recipe
+    check_boards(recipe.track)
     _check_rewards(recipe)
     session.reach_judges(_due(session))
     for train in recipe.rewarded():
@@ -87,16 +138,9 @@ def check(session: Session) -> None:
         elif (whole := session.whole_teacher(name)) is not None:
             session.model.check_whole(whole)
     if recipe.distill is not None:
-        session.router([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
+        session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
-
-
-def _trainings(recipe: Recipe) -> list[tuple[str, RewardConfig]]:
-    """What a recipe trains on rewards: the folder that it makes in the run, and the reward."""
-    teachers = [(f"teachers/{name}", teacher.train) for name, teacher in recipe.teachers.items()]
-    mixed = recipe.grpo_mix.tasks.values() if recipe.grpo_mix else ()
-    return [(folder, train) for folder, train in (*teachers, *(("grpo_mix", task) for task in mixed)) if train]
 
 
 def _check_rewards(recipe: Recipe) -> None:
@@ -121,13 +165,13 @@ def _due(session: Session) -> list[str]:
     return [each.reward for each in due]
 
 
-def open_run(recipe: Recipe, out: str | Path) -> Session:
-    """The session of a run folder, which it claims with its manifest.
+def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session:
+    """The session of a run folder, which it claims with its manifest; `own` is what the caller brings.
 
     Raises ConfigError if the folder holds something else, or a run of another recipe, and says what differs.
     """
     out = Path(out)
-    session = Session(recipe, out)
+    session = Session(recipe, out, own)
     session.open()
     with one_by_one():
         _claim(session)
@@ -136,15 +180,20 @@ def open_run(recipe: Recipe, out: str | Path) -> Session:
 
 def _claim(session: Session) -> None:
     """Refuse a folder that is not this run's, and write the manifest into one that is free."""
-    out, manifest = session.out, session.out / MANIFEST
-    if manifest.exists():
-        _refuse_another(out, session.recipe)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        state = "not empty" if out.is_dir() else "no folder"
-        raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
+    out = session.out
+    refuse_other(out, session.recipe)
     make_folder(out)
     if is_main() and not _trained(out):
         _write_manifest(session)
+
+
+def refuse_other(out: Path, recipe: Recipe) -> None:
+    """Raises ConfigError if a folder holds something else than a run, or a run of another recipe."""
+    if (out / MANIFEST).exists():
+        _refuse_another(out, recipe)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        state = "not empty" if out.is_dir() else "no folder"
+        raise ConfigError(f"{out} is {state} and holds no run; choose another --out")
 
 
 def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:

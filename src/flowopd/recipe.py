@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -28,10 +27,11 @@ from flowopd.configs import (
     WatchConfig,
 )
 from flowopd.errors import ConfigError
-from flowopd.hub import located
 from flowopd.identity import lasting
 from flowopd.monitors.limits import MonitorConfig
 from flowopd.rewards.base import JudgeConfig
+from flowopd.rewards.own import is_path
+from flowopd.shipped import shipped_recipe, shipped_recipes
 from flowopd.untrusted import DEEPEST, LARGEST_YAML, check_secrets, check_values, read_at_most, yaml_values
 
 Part = TypeVar("Part", bound=BaseModel)
@@ -44,33 +44,49 @@ RUN = ("base", "revision", "resolution", "dtype", "t5")
 class Recipe(Strict):
     """A whole run. A stage whose part is missing is left out."""
 
-    base: str
-    revision: str | None = None
-    seed: int = Field(0, ge=0, lt=SEEDS)
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    base: str = Field(description="folder, hub id or package: name of a pipeline")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of everything random")
+    device: str | None = Field(None, description="such as cuda or cpu; none is the best there is")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen base; what is trained, its gradient and its optimiser are float32"
+    )
     t5: bool = Field(True, description="encode prompts by T5 too; without it by the two CLIPs alone")
     gradient_checkpointing: bool = Field(False, description="recompute activations: slower, far less memory")
     compile: bool = Field(False, description="compile the transformer's blocks by torch.compile")
     resolution: int | None = Field(
         None, ge=1, le=8192, description="side of the pictures in pixels; none is the model's own"
     )
-    prompts: dict[Label, PromptFiles] = Field({})
-    teachers: dict[TeacherName, TeacherConfig] = Field({})
+    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
+    teachers: dict[TeacherName, TeacherConfig] = Field({}, description="the experts by name")
     routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
-    coldstart: MergeConfig | SftConfig | None = Field(None, discriminator="kind")
-    grpo_mix: MixConfig | None = None
-    distill: DistillConfig | None = None
+    coldstart: MergeConfig | SftConfig | None = Field(
+        None, discriminator="kind", description="what the student starts from; none is the base"
+    )
+    grpo_mix: MixConfig | None = Field(None, description="the baseline: one policy on all rewards at once")
+    distill: DistillConfig | None = Field(None, description="on-policy distillation")
     judges: dict[str, JudgeConfig] = Field({}, description="rewards that run elsewhere, or with another model")
+    trust: tuple[str, ...] = Field((), description="rewards by module:Class whose code this recipe may run")
     monitor: MonitorConfig | None = Field(None, description="watch what is trained without a reward; none is off")
-    evaluate: EvaluateConfig | None = None
-    samples: SamplesConfig = SamplesConfig()
-    watch: WatchConfig = WatchConfig()
+    evaluate: EvaluateConfig | None = Field(None, description="the table of all models")
+    samples: SamplesConfig = Field(SamplesConfig(), description="the wall of pictures in the report")
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = Field(
+        None, description="where metrics go besides metrics.jsonl; none is TensorBoard, if it is installed"
+    )
+    watch: WatchConfig = Field(WatchConfig(), description="when a reward that says nothing stops a training")
 
     @model_validator(mode="after")
     def _a_mix_has_its_start(self) -> Recipe:
         if self.grpo_mix is not None and self.grpo_mix.start == "coldstart" and self.coldstart is None:
             raise ValueError("grpo_mix starts from the cold start, and the recipe has none; add `coldstart`")
+        return self
+
+    @model_validator(mode="after")
+    def _code_is_trusted(self) -> Recipe:
+        served = {name for name, judge in self.judges.items() if judge.url is not None}
+        foreign = [name for name in self.rewards() if is_path(name) and name not in {*self.trust, *served}]
+        if foreign:
+            raise ValueError(f"reward {foreign[0]} is code; if you trust it, allow it: --set trust=[{foreign[0]}]")
         return self
 
     def parts(self, *names: str) -> dict[str, Any]:
@@ -81,6 +97,11 @@ class Recipe(Strict):
         """What a trained model depends on: the base as it is run, the seed, and these parts, less what is harmless."""
         return {name: value for name, value in lasting(self).items() if name in (*RUN, "seed", *names)}
 
+    def rewards(self) -> list[str]:
+        """The names of all rewards that it trains on, evaluates by, or sets up as judges."""
+        metrics = self.evaluate.metrics.values() if self.evaluate else ()
+        return [*(task.reward for task in self.rewarded()), *(metric.reward for metric in metrics), *self.judges]
+
     def rewarded(self) -> list[RewardConfig]:
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""
         teachers = [teacher.train for teacher in self.teachers.values() if teacher.train is not None]
@@ -89,8 +110,8 @@ class Recipe(Strict):
 
 def recipe_path(name: str) -> Path:
     """A recipe by path, or by name among those that ship with the package."""
-    shipped = located("package:recipes") / name.removeprefix("recipes/")
-    return shipped if not os.path.exists(name) and os.path.exists(shipped) else Path(name)
+    shipped = None if Path(name).exists() else shipped_recipe(name)
+    return shipped or Path(name)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -108,7 +129,9 @@ def read_tree(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
     try:
         tree = yaml_values(read_at_most(path, LARGEST_YAML).decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"recipe {path} does not exist; recipes/ holds some to start from") from None
+        near = get_close_matches(Path(path).stem, shipped_recipes(), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "`flowopd recipes` lists some to start from"
+        raise ConfigError(f"recipe {path} does not exist; {mend}") from None
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); give a YAML file") from None
     except UnicodeDecodeError as error:
@@ -210,6 +233,8 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{where} is missing; add it"
+    if first["type"] == "model_type":
+        return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
     message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
     return f"{message}, got {str(first['input'])[:80]!r}" if place and place[-1] != "token" else message
 

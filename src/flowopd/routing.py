@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 import torch
+from torch import Tensor
 
 from flowopd.errors import ConfigError, DataError
 from flowopd.gaussian import widen
@@ -31,6 +32,24 @@ class LabelRouter:
         if unknown:
             raise DataError(f"no route for label {unknown[0]!r}; known labels: {', '.join(sorted(self._rows))}")
         return torch.tensor([self._rows[label] for label in labels]).reshape(len(labels), len(self.teachers))
+
+
+def checked(routes: Tensor, samples: int, teachers: int) -> Tensor:
+    """`routes` of any router, if they are weights (samples, teachers) >= 0 whose rows sum to 1, in float32.
+
+    Raises DataError if they are not.
+    """
+    if tuple(routes.shape) != (samples, teachers):
+        shape = tuple(routes.shape)
+        raise DataError(
+            f"the router gave routes {shape} for {samples} samples and {teachers} teachers; one row a sample"
+        )
+    routes = routes.float()
+    sums = routes.sum(1)
+    if not (routes >= 0).all() or ((sums - 1).abs() > 1e-4).any():
+        worst = int((sums - 1).abs().argmax())
+        raise DataError(f"the router gave the weights {routes[worst].tolist()}; a row is not negative and sums to 1")
+    return routes
 
 
 def mix(routes: Routes, velocities: PerTeacher) -> Batch:

@@ -29,11 +29,13 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(10, ge=1, le=1000)
-    sampler: Literal["ode", "sde", "cps"] = "ode"
-    noise: float = Field(0.7, gt=0)
+    steps: int = Field(10, ge=1, le=1000, description="steps from noise to data")
+    sampler: Literal["ode", "sde", "cps"] = Field(
+        "ode", description="Euler without noise, Flow-SDE (2505.05470), or coefficients-preserving (2509.05952)"
+    )
+    noise: float = Field(0.7, gt=0, description="the level a of `sde`, or eta of `cps`, which is at most 1")
     window: int | None = Field(None, ge=1, description="stochastic steps in a row, the others ODE; none is all")
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none, at half the cost")
 
     def dynamics(self, start: int = 0) -> list[Dynamics]:
         """One dynamics a step; a window of stochastic steps begins at `start`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowopd import conditioning
@@ -23,18 +26,54 @@ from flowopd.prompts import DATASET, Prompt, read_prompts, sha256_of_prompts
 from flowopd.recipe import Recipe
 from flowopd.rewards import Reward, make_reward
 from flowopd.rewards.registry import check_device
-from flowopd.routing import LabelRouter
+from flowopd.routing import LabelRouter, checked
+from flowopd.shapes import Routes
+from flowopd.step import Estimator
+from flowopd.tracking import OnUpdate, Tracker, show_picture
 from flowopd.velocity import VelocityField, guided
 
 BASE = "base"
 """The name of the bare base wherever models are named."""
 
 
-class Session:
-    """One run of a recipe in the folder `out`."""
+Router = Callable[[Sequence[Prompt]], Routes]
+"""Prompts (B) to weights over the teachers (B, K), rows not negative with sum 1."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+
+@dataclass(frozen=True)
+class Own:
+    """What a caller brings, in Python, in place of what a recipe's words stand for; None is the recipe's.
+
+    `router` replaces `routes`, `objective` the loss of `distill.loss` (see `step.Estimator`); `on_update` hears of
+    every update of a trained stage, and may end it.
+    """
+
+    router: Router | None = None
+    objective: Estimator | None = None
+    on_update: OnUpdate | None = None
+
+    def identity(self) -> dict[str, str]:
+        """The names of what changes a trained model, as far as it is brought."""
+        brought = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "on_update"}
+        return {name: code_name(thing) for name, thing in brought.items() if thing is not None}
+
+
+def checked_router(router: Router, teachers: int) -> Router:
+    """A router whose answers are checked; see `routing.checked`."""
+    return lambda prompts: checked(router(prompts), len(prompts), teachers)
+
+
+def code_name(thing: object) -> str:
+    """The name by which Python code is known: its own, or that of its class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
+
+
+class Session:
+    """One run of a recipe in the folder `out`, with what its caller brings."""
+
+    def __init__(self, recipe: Recipe, out: Path, own: Own | None = None) -> None:
+        self.recipe, self.out, self.own = recipe, out, own or Own()
         self._whole: dict[str, VelocityField] = {}
 
     def open(self) -> None:
@@ -96,7 +135,9 @@ class Session:
         source = getattr(files, split) if files else None
         if source is None:
             known = ", ".join(sorted(self.recipe.prompts)) or "none"
-            raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); add prompts.{label}.{split}")
+            flag = f", or --prompts {label}=FILE" if split == "train" else ""
+            mend = f"add prompts.{label}.{split}{flag}"
+            raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); {mend}")
         return read_prompts(_located(source), label)
 
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
@@ -152,13 +193,35 @@ class Session:
     def router(self, labels: Sequence[str]) -> LabelRouter:
         """The recipe's routes, by default from each teacher's name to that teacher.
 
-        Raises DataError for one of these labels without a route.
+        Raises DataError for one of these labels without a route, ConfigError if there is no teacher.
         """
         teachers = list(self.recipe.teachers)
+        if not teachers:
+            raise ConfigError("there is nobody to learn from; add `teachers`, or give --teacher NAME=ADAPTER")
         table = self.recipe.routes or dict(zip(teachers, teachers, strict=True))
         router = LabelRouter(table, teachers)
         router(labels)
         return router
+
+    def route(self, labels: Sequence[str]) -> Router:
+        """The routes of prompts: the caller's router, or the recipe's by label, which has to know these labels."""
+        if self.own.router is not None:
+            return checked_router(self.own.router, len(self.recipe.teachers))
+        router = self.router(labels)
+        return lambda prompts: router([prompt.label for prompt in prompts])
+
+    def tracker(self, stage: str, updates: int, samples: int = 0) -> Tracker:
+        """Where a stage of so many updates, of so many samples each, is written down and shown."""
+        track, on_update = self.recipe.track, self.own.on_update
+        return Tracker(self.out, stage, updates, on_update, samples=samples, track=track, settings=self._told())
+
+    def show(self, name: str, picture: Image.Image) -> None:
+        """A picture of the run, where its metrics go."""
+        show_picture(self.out, name, picture, self.recipe.track, self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """What boards show of the recipe: the keys that it gives."""
+        return self.recipe.model_dump(mode="json", exclude_unset=True)
 
     def field(self, name: str, guidance: float, conditioning: Conditioning) -> VelocityField:
         """The guided velocity of the base, of the base with an adapter, or of a whole teacher, as far as loaded."""
@@ -171,8 +234,8 @@ class Session:
         return student if own is None else own
 
     def create(self, name: str, shape: AdapterConfig, start: LoraFile | None = None) -> None:
-        """Add a trainable adapter, fresh or from a cold start."""
-        targets = shape.targets or self.model.targets
+        """Add a trainable adapter, fresh or from a cold start, whose layers are among its own unless the shape says."""
+        targets = shape.targets or (*self.model.targets, *(start.modules if start else ()))
         self.adapters.create(name, shape.rank, shape.alpha, targets, seed=self.recipe.seed, start=start)
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:

@@ -28,14 +28,14 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    updates: int = Field(300, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    updates: int = Field(300, ge=1, description="updates in all")
+    learning_rate: float = Field(3e-4, gt=0, description="AdamW's, after the warm-up")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     warmup: int = Field(5, ge=0, description="updates over which the learning rate rises to its value")
     decay: bool = Field(False, description="let the learning rate fall to a tenth along a cosine")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights a stage ends with; 0 is off")
-    checkpoint_every: Annotated[int, HARMLESS] = Field(50, ge=1)
+    checkpoint_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="updates between two checkpoints")
     keep: Annotated[int, HARMLESS] = Field(2, ge=1, description="how many of the last checkpoints stay")
     best: Annotated[BestConfig | None, HARMLESS] = Field(None, description="a metric by which another one stays too")
     max_skips: Annotated[int, HARMLESS] = Field(
@@ -104,6 +104,8 @@ class Trainer:
         update is raised again, once the updates before it are kept. Raises CheckpointError if no checkpoint is whole,
         or the one there is belongs to another run; NumericsError if more updates in a row than `max_skips` have no
         finite gradient, or the watch says so.
+
+        The tracker's `on_update` may end the training early; called again, it goes on.
         """
         with tracker, listening() as heard:
             self.watch.begin(self, checkpoints)
@@ -120,15 +122,18 @@ class Trainer:
                 told |= self.watch.look(step, self)
                 metrics = {name: float(value) for name, value in told.items()}
                 self._check_best(metrics)
-                tracker.log(step, metrics, _note(metrics))
-                if step + 1 == self.config.updates:
+                tracker.log(step, metrics)
+                ends = tracker.ends(step, metrics)
+                if ends or step + 1 == self.config.updates:
                     self.watch.end()
                 stop = max(everywhere(heard()))
-                if self._is_due(step + 1) or stop:
+                if self._is_due(step + 1) or stop or ends:
                     self._keep(step + 1, metrics, tracker, checkpoints)
                     wait()
                 if stop:
                     raise Interrupted(stop, f"{tracker.stage} stopped after update {step + 1} of {self.config.updates}")
+                if ends:
+                    break
         self.average.copy_to(self.parameters)
 
     def _is_due(self, step: int) -> bool:
@@ -270,8 +275,3 @@ class Trainer:
                     moments[i] = {key: state[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.average.updates, self.rate = int(state["ema_updates"]), float(state.get("rate", 1.0))
-
-
-def _note(metrics: Mapping[str, float]) -> str:
-    shown = [name for name in ("reward", "gap", "loss") if name in metrics][:1]
-    return " ".join(f"{name} {metrics[name]:.4g}" for name in shown)

@@ -180,7 +180,7 @@ def test_every_update_sees_every_label_at_every_step(world, tmp_path, distilling
 def test_every_update_draws_as_many_prompts_of_every_label(world, tmp_path, distilling, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "flowopd.stages.distill.LabelRouter.__call__",
+        "flowopd.routing.LabelRouter.__call__",
         lambda self, labels: asked.append(list(labels)) or torch.ones(len(labels), 2) / 2,
     )
     distill(world.session(tmp_path / "out", distill=distilling(updates=2)))
@@ -212,6 +212,13 @@ def test_a_prompt_is_routed_by_its_own_label_if_it_has_one(world, tmp_path, dist
     tree = world.tree(distill=distilling(updates=1))
     tree["prompts"] = {"composition": {"train": str(tmp_path / "own.jsonl")}}
     assert (distill(open_run(make_recipe(tree), tmp_path / "out")) / "adapter_config.json").exists()
+
+
+def test_a_student_adapts_every_layer_of_its_cold_start_unless_told(world, tmp_path, distilling):
+    session = world.session(tmp_path / "out", coldstart=MERGED, distill=distilling(updates=1, adapter={"rank": 8}))
+    cold_start(session)
+    layers = read_lora(distill(session)).modules.keys()
+    assert layers > read_lora(tmp_path / "out" / "coldstart").modules.keys()
 
 
 # Several updates from one rollout

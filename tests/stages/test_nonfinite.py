@@ -49,10 +49,11 @@ def poisoned(monkeypatch):
             now[:] = [step == update]
             return call(self, step)
 
+        updates = getattr(module, "DistillUpdate", None) or module._Update
         for name in ("__call__", "repeat"):
-            call = getattr(module._Update, name, None)
+            call = getattr(updates, name, None)
             if call is not None:
-                monkeypatch.setattr(module._Update, name, lambda self, step, call=call: knowing(self, step, call))
+                monkeypatch.setattr(updates, name, lambda self, step, call=call: knowing(self, step, call))
         begin = Guard.begin
 
         def beginning(self, trainer, checkpoints):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowopd.cli.shown import hint
 from flowopd.errors import ConfigError
 
 SWITCH = {"on": True, "off": False}
@@ -86,6 +87,7 @@ def _measure(
     if out is not None:
         _write(kept, out)
     typer.echo(shown)
+    hint("flowopd bench --vs naive, or flowopd plan RECIPE for the time of an update on a GPU")
 
 
 def _write(text: str, out: Path) -> None:

@@ -8,17 +8,22 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import Out, Sets
-from flowopd.cli.shown import show_checks
+from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_recipe
+from flowopd.cli.shown import hint, show_checks
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe (YAML); a name from recipes/ will do.")],
-    gpu: Annotated[str, typer.Option(help="The GPU it is planned for.")] = "a100-80gb",
-    flops: Annotated[float | None, typer.Option(help="Or its rate, in floating-point operations a second.")] = None,
-    processes: Annotated[int, typer.Option(help="How many GPUs share an update.")] = 1,
+    recipe: RecipeName,
+    gpu: Annotated[str, typer.Option(help="The GPU it is planned for.", rich_help_panel=HARDWARE)] = "a100-80gb",
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Or its rate, in floating-point operations a second.", show_default=False, rich_help_panel=HARDWARE
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="How many GPUs share an update.", rich_help_panel=HARDWARE)] = 1,
     sets: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a training will take: parameters, memory, work and time of an update, traps. Needs no weights.
 
@@ -33,15 +38,19 @@ def plan(
     session = Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan"))
     planned = stage.plan(session, gpu, flops, processes)
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
+    hint(f"flowopd doctor {recipe}, then flowopd run {recipe}")
 
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe (YAML), or its name; none is the machine alone.")
+        str | None,
+        typer.Argument(
+            help="A recipe (YAML), or its name; none is the machine alone.", autocompletion=completed_recipe
+        ),
     ] = None,
     out: Out = Path("runs/run"),
     sets: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what a machine and a recipe lack before a run does: libraries, room, prompts, experts, sound judges.
 
@@ -59,3 +68,4 @@ def doctor(
         show_checks(checks)
     if not stage.passed(checks):
         raise typer.Exit(1)
+    hint(f"flowopd run {recipe} --out {out}" if recipe else "flowopd demo, or flowopd init")

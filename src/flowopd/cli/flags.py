@@ -8,45 +8,121 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd.errors import ConfigError
+from flowopd.shipped import shipped_recipes
 
 if TYPE_CHECKING:
+    from flowopd.recipe import Recipe
     from flowopd.session import Session
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (YAML).", show_default=False)]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key: distill.optim.updates=20. Repeatable.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")]
-Base = Annotated[str | None, typer.Option(help="Base model: folder, hub id, or package:mini/base.")]
+RECIPE, MODELS, RUN, OUTPUT = "Recipe", "Models and prompts", "Run", "Output"
+HARDWARE, ADDRESS = "Hardware", "Address"
+"""The groups of options in a command's help."""
+
+
+def completed_recipe(incomplete: str) -> list[tuple[str, str]]:
+    """Shipped recipes that begin so, with what they are for, for a shell to complete."""
+    return [(name, summary) for name, summary in shipped_recipes().items() if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe or suite (YAML), or the name of one that ships; see `flowopd recipes`.",
+        autocompletion=completed_recipe,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="A recipe (YAML), or the name of one that ships.",
+        show_default=False,
+        rich_help_panel=RECIPE,
+        autocompletion=completed_recipe,
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change a key of the recipe: distill.optim.updates=20. Repeatable.",
+        show_default=False,
+        rich_help_panel=RECIPE,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of everything random; the recipe's, or 0.", show_default=False, rich_help_panel=RECIPE),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Base model: folder, hub id, or package:mini/base.", show_default=False, rich_help_panel=MODELS),
+]
 NoT5 = Annotated[
-    bool, typer.Option("--no-t5", help="Encode prompts by the two CLIPs alone, without the largest encoder.")
+    bool,
+    typer.Option(
+        "--no-t5",
+        help="Encode prompts by the two CLIPs alone, without the largest encoder.",
+        rich_help_panel=MODELS,
+    ),
 ]
 Teachers = Annotated[
-    list[str] | None, typer.Option("--teacher", help="NAME=FOLDER of an expert's adapter. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="NAME=ADAPTER of an expert: folder, file or hub id. Repeatable.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
 ]
-Prompts = Annotated[list[str] | None, typer.Option("--prompts", help="LABEL=FILE of training prompts. Repeatable.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompts",
+        help="LABEL=FILE of training prompts; a label goes to the expert of its name. Repeatable.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder.", rich_help_panel=RUN)]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Show the whole recipe and what would be done, and do nothing.", rich_help_panel=RUN
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        help="Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio. Repeatable.",
+        show_default="tensorboard, if installed",
+        rich_help_panel=RUN,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.", rich_help_panel=OUTPUT)]
 
 
-def new_session(tree: dict[str, Any], sets: list[str], out: Path) -> Session:
-    """The session of a run that `tree` describes, changed by `sets`; its folder is made and its manifest checked."""
-    from flowopd.pipeline import open_run
-    from flowopd.recipe import make_recipe
+def recipe_of_run(config: Path | None, sets: list[str], out: Path) -> Recipe:
+    """The recipe of a run that is there, its own unless another is given."""
+    from flowopd.pipeline import manifest_recipe
+    from flowopd.recipe import load_recipe, recipe_path
 
-    return open_run(make_recipe(tree, sets), out)
+    return load_recipe(recipe_path(str(config)), sets) if config else manifest_recipe(out, sets)
 
 
 def existing_session(config: Path | None, sets: list[str], out: Path) -> Session:
     """The session of a run that is there, with its own recipe unless another is given."""
-    from flowopd.pipeline import manifest_recipe, open_run
-    from flowopd.recipe import load_recipe, recipe_path
+    from flowopd.pipeline import open_run
 
-    recipe = load_recipe(recipe_path(str(config)), sets) if config else manifest_recipe(out, sets)
-    return open_run(recipe, out)
+    return open_run(recipe_of_run(config, sets, out), out)
 
 
 def recipe_tree(
     config: Path | None, base: str | None, no_t5: bool, teachers: list[str] | None, prompts: list[str] | None
 ) -> dict[str, Any]:
-    """A recipe's plain values: the file's, changed by flags."""
+    """A recipe's plain values: the file's, changed by flags. Raises ConfigError if neither names a base."""
     from flowopd.recipe import load_recipe, recipe_path
 
     tree: dict[str, Any] = {}
@@ -54,23 +130,31 @@ def recipe_tree(
         tree = load_recipe(recipe_path(str(config))).model_dump(mode="json", exclude_unset=True)
     if base is not None:
         tree["base"] = base
+    if "base" not in tree:
+        raise ConfigError("which base? give --base FOLDER or hub id, or a recipe with --config")
     if no_t5:
         tree["t5"] = False
-    for name, folder in _pairs(teachers, "--teacher"):
+    for name, folder in pairs(teachers, "--teacher"):
         tree.setdefault("teachers", {})[name] = {"adapter": folder}
-    for label, file in _pairs(prompts, "--prompts"):
+    for label, file in pairs(prompts, "--prompts"):
         tree.setdefault("prompts", {}).setdefault(label, {})["train"] = file
     return tree
 
 
-def _pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
-    pairs = [tuple(value.split("=", 1)) for value in values or []]
-    wrong = [pair[0] for pair in pairs if len(pair) != 2]
+def pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
+    """NAME=PATH values of a flag, apart. Raises ConfigError for one that is none."""
+    apart = [value.partition("=")[::2] for value in values or []]
+    wrong = [value for value, (name, path) in zip(values or [], apart, strict=True) if not (name and path)]
     if wrong:
         raise ConfigError(f"{flag} {wrong[0]!r} is not of the form NAME=PATH")
-    return [(name, path) for name, path in pairs]
+    return apart
 
 
 def settings(sets: list[str] | None, **flags: Any) -> list[str]:
     """Flags that were given as further `KEY=VALUE` changes of the recipe."""
     return [*(sets or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+
+
+def tracked(track: list[str] | None) -> str | None:
+    """The trackers of `--track` as the value of a recipe's key; None if there are none."""
+    return f"[{', '.join(track)}]" if track else None

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flowopd.cli.flags import Out, Sets
+from flowopd.cli.shown import finish
 
 
 def pretrain(
@@ -21,10 +22,14 @@ def pretrain(
     from flowopd.mini import pretrain as stage
     from flowopd.recipe import validated
 
-    typer.echo(stage.pretrain(out, validated(stage.PretrainConfig, {}, sets or [], "pretrain")))
+    base = stage.pretrain(out, validated(stage.PretrainConfig, {}, sets or [], "pretrain"))
+    finish(base, f"flowopd run RECIPE.yaml --set base={base}")
 
 
-def prompts(out: Out = Path("runs/mini-prompts"), seed: Annotated[int, typer.Option()] = 0) -> None:
+def prompts(
+    out: Out = Path("runs/mini-prompts"),
+    seed: Annotated[int, typer.Option(help="Seed of the prompts that are drawn.")] = 0,
+) -> None:
     """Write the mini world's prompt files.
 
     Example: `flowopd mini prompts --out runs/mini-prompts`
@@ -32,4 +37,4 @@ def prompts(out: Out = Path("runs/mini-prompts"), seed: Annotated[int, typer.Opt
     from flowopd.mini.splits import write_splits
 
     write_splits(out, seed)
-    typer.echo(out)
+    finish(out, f"name the files of {out} as prompts in a recipe")

@@ -7,43 +7,92 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import Config, Out, Seed, Sets, existing_session, settings
-from flowopd.cli.shown import finish, show_results
+from flowopd.cli.flags import (
+    MODELS,
+    OUTPUT,
+    Config,
+    DryRun,
+    Out,
+    Seed,
+    Sets,
+    Track,
+    existing_session,
+    recipe_of_run,
+    settings,
+    tracked,
+)
+from flowopd.cli.shown import finish, hint, show_dry_run, show_results
 from flowopd.errors import ConfigError
+
+DRAWN, HUB = "What is drawn", "Hub"
+"""Groups of options: what pictures are of, and where a model is uploaded."""
 
 
 def evaluate(
     config: Config = None,
     sets: Sets = None,
     out: Out = Path("runs/demo"),
-    split: Annotated[str | None, typer.Option(help="train, test, unseen or rewritten.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts of a label; 0 is all.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, test, unseen or rewritten prompts.", show_default="the recipe's", rich_help_panel=MODELS
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many prompts of a label; 0 is all.", show_default="the recipe's", rich_help_panel=MODELS
+        ),
+    ] = None,
+    track: Track = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Base, experts, merge and student in one table, with intervals, to results.json.
 
     Without --config, the recipe in the run's manifest. Example: `flowopd eval --out runs/demo --limit 0`
     """
+    every = "null" if limit == 0 else limit
+    changes = settings(sets, **{"evaluate.split": split, "evaluate.limit": every, "track": tracked(track)})
+    if dry_run:
+        from flowopd.pipeline import foreseen
+
+        recipe = recipe_of_run(config, changes, out)
+        show_dry_run(recipe, foreseen(recipe, out, ["eval"]))
+        return
     from flowopd.stages import evaluate as stage
 
-    changes = settings(sets, **{"evaluate.split": split, "evaluate.limit": "null" if limit == 0 else limit})
     show_results(stage.evaluate(existing_session(config, changes, out)))
+    hint(f"flowopd report --out {out}")
 
 
 def sample(
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw. Repeatable.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="What to draw. Repeatable.", show_default=False, rich_help_panel=DRAWN),
+    ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option(help="Or a file of prompts, drawn into a --layout.", show_default=False)
+        Path | None,
+        typer.Option(help="Or a file of prompts, drawn into a --layout.", show_default=False, rich_help_panel=DRAWN),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="compbench or geneval: the folders that these benchmarks' tools read.")
+        str | None,
+        typer.Option(
+            help="compbench or geneval: the folders that these benchmarks' tools read.",
+            show_default=False,
+            rich_help_panel=DRAWN,
+        ),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="Pictures of each prompt of the file.")] = 4,
-    model: Annotated[str, typer.Option(help="base, teacher:NAME, merge or sft, grpo_mix or student.")] = "student",
+    images_per_prompt: Annotated[
+        int, typer.Option(min=1, help="Pictures of each prompt of the file.", rich_help_panel=DRAWN)
+    ] = 4,
+    model: Annotated[
+        str, typer.Option(help="base, teacher:NAME, merge or sft, grpo_mix or student.", rich_help_panel=MODELS)
+    ] = "student",
     config: Config = None,
     sets: Sets = None,
     out: Out = Path("runs/demo"),
     seed: Seed = None,
-    to: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    to: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=OUTPUT)] = Path("pictures"),
 ) -> None:
     """Draw pictures with any model of a run: of prompts, or of a whole file for another benchmark.
 
@@ -61,24 +110,41 @@ def sample(
     if prompts_file is None:
         for file in sample.draw_to(session, model, prompt or [], seed or 0, to):
             typer.echo(file)
+        hint(f"look at {to}, or draw with --model base or --model teacher:NAME to compare")
         return
     prompts = read_prompts(located(prompts_file), layout or "")
     layouts.draw_layout(session, model, prompts, layout or "", images_per_prompt, seed, to)
-    typer.echo(to)
+    finish(to, f"judge {to} with the tools of {layout}")
 
 
 def export(
     out: Out = Path("runs/demo"),
-    to: Annotated[list[str] | None, typer.Option(help="diffusers, peft, comfyui or merged. Repeatable.")] = None,
-    model: Annotated[str, typer.Option(help="student, merge or sft, grpo_mix, or teacher:NAME.")] = "student",
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="diffusers, peft, comfyui or merged. Repeatable.", show_default="diffusers", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="student, merge or sft, grpo_mix, or teacher:NAME.", rich_help_panel=MODELS)
+    ] = "student",
     dest: Annotated[
-        Path | None, typer.Option(help="Folder of a single format; none is OUT/export/FORMAT.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of a single format.", show_default="OUT/export/FORMAT", rich_help_panel=OUTPUT),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16, of a merged model; none is the base's.")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16, of a merged model.", show_default="the base's", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    push: Annotated[str | None, typer.Option(help="Upload a single format to the hub, as OWNER/NAME.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Let what is pushed be private.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Upload a single format to the hub, as OWNER/NAME.", show_default=False, rich_help_panel=HUB),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Let what is pushed be private.", rich_help_panel=HUB)
+    ] = False,
     sets: Sets = None,
 ) -> None:
     """Take a model of a run home: read back and compared with the trained adapter, with a model card.
@@ -102,13 +168,15 @@ def report(out: Out = Path("runs/demo")) -> None:
 
     path = write_report(out)
     write_summary(out)
-    typer.echo(path)
+    finish(path, f"open {path} in a browser")
 
 
 def study(
-    suite: Annotated[str, typer.Argument(help="A suite (YAML); a name from recipes/ will do.")],
+    suite: Annotated[str, typer.Argument(help="A suite (YAML), or the name of one that ships.")],
     out: Out = Path("runs/study"),
-    to: Annotated[Path, typer.Option(help="Folder for RESULTS.md and its figures.")] = Path("docs"),
+    to: Annotated[Path, typer.Option(help="Folder for RESULTS.md and its figures.", rich_help_panel=OUTPUT)] = Path(
+        "docs"
+    ),
 ) -> None:
     """One page for all runs of a suite: tables over seeds, claims put to the test, figures, costs.
 
@@ -117,4 +185,4 @@ def study(
     from flowopd.recipe import recipe_path
     from flowopd.stages.study import write_study
 
-    typer.echo(write_study(recipe_path(suite), out, to))
+    finish(write_study(recipe_path(suite), out, to), f"read {to}")

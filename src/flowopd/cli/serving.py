@@ -7,22 +7,53 @@ from typing import Annotated
 
 import typer
 
+from flowopd.cli.flags import ADDRESS, HARDWARE, RECIPE
+
+LIMITS = "Limits"
+"""The group of options that say what a request may take."""
+
+
+Host = Annotated[
+    str,
+    typer.Option(help="Address to serve on; any but this machine's own needs a token.", rich_help_panel=ADDRESS),
+]
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to serve on; 0 is any that is free.", rich_help_panel=ADDRESS)
+]
+TokenEnv = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the environment variable that holds the token clients must send.",
+        show_default=False,
+        rich_help_panel=ADDRESS,
+    ),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Or the file that holds it.", show_default=False, rich_help_panel=ADDRESS)
+]
+Device = Annotated[
+    str, typer.Option(help="Where the reward's models run: cpu, cuda, cuda:1.", rich_help_panel=HARDWARE)
+]
+MaxMib = Annotated[int, typer.Option(min=1, help="Largest request, in MiB.", rich_help_panel=LIMITS)]
+MaxPictures = Annotated[int, typer.Option(min=1, help="Most pictures in a request.", rich_help_panel=LIMITS)]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.", rich_help_panel=LIMITS)]
+JudgeSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a judge's key: model=FOLDER.", show_default=False, rich_help_panel=RECIPE),
+]
+
 
 def serve_reward(
     name: Annotated[str, typer.Argument(help="A reward's name, such as geneval.")],
-    host: Annotated[str, typer.Option(help="Address to serve on; any but this machine's own needs a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0 is any that is free.")] = 8765,
-    device: Annotated[str, typer.Option(help="Where the reward's models run: cpu, cuda, cuda:1.")] = "cpu",
-    token_env: Annotated[
-        str | None, typer.Option(help="Name of the environment variable that holds the token clients must send.")
-    ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Or the file that holds it.", show_default=False)] = None,
-    max_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Most pictures in a request.")] = 256,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 60.0,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Change a judge's key: model=FOLDER.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    device: Device = "cpu",
+    token_env: TokenEnv = None,
+    token_file: TokenFile = None,
+    max_mib: MaxMib = 64,
+    max_pictures: MaxPictures = 256,
+    deadline: Deadline = 60.0,
+    sets: JudgeSets = None,
 ) -> None:
     """Serve a reward that needs an environment or a machine of its own, until Ctrl-C.
 

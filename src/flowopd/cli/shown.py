@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flowopd.quiet import QUIET, is_on
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from flowopd.recipe import Recipe
     from flowopd.results import Results
     from flowopd.stages.doctor import Check
 
@@ -62,10 +64,27 @@ def show_checks(checks: Sequence[Check]) -> None:
         typer.secho(f"failed: {', '.join(failed)}", fg="red", err=True)
 
 
-def finish(path: Path | str, following: str) -> None:
+def show_dry_run(recipe: Recipe, planned: Sequence[tuple[str, str]]) -> None:
+    """The whole recipe as YAML, defaults included, under a comment for each stage with what would become of it."""
+    import yaml
+
+    for stage, fate in planned:
+        typer.echo(f"# {stage}: {fate}")
+    typer.echo(
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=WIDE), nl=False
+    )
+
+
+def finish(path: object, following: str) -> None:
     """The result on standard output, a hint on standard error; of several processes the main one speaks."""
     from flowopd.processes import is_main
 
     if is_main():
         typer.echo(path)
+        hint(following)
+
+
+def hint(following: str) -> None:
+    """What to do next, on standard error, unless it is to be quiet."""
+    if not is_on(QUIET):
         typer.echo(f"next: {following}", err=True)

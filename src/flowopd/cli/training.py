@@ -8,29 +8,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd.cli.flags import (
+    MODELS,
+    RECIPE,
+    RUN,
     Base,
     Config,
+    DryRun,
     NoT5,
     Out,
     Prompts,
+    RecipeName,
     Seed,
     Sets,
     Teachers,
-    new_session,
+    Track,
     recipe_tree,
     settings,
+    tracked,
 )
-from flowopd.cli.shown import finish, show_results
+from flowopd.cli.shown import finish, show_dry_run, show_results
 from flowopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flowopd.recipe import Recipe
+    from flowopd.suite import Run
+
 
 def demo(
     out: Out = Path("runs/demo"),
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train the experts too (about an hour).")
+        bool, typer.Option("--from-scratch", help="Train the experts too (about an hour).", rich_help_panel=RECIPE)
     ] = False,
     seed: Seed = None,
 ) -> None:
@@ -38,25 +47,40 @@ def demo(
 
     Example: `flowopd demo --out runs/demo`
     """
-    _run("mini-from-scratch.yaml" if from_scratch else "mini-demo.yaml", settings([], seed=seed), out)
+    _run("mini-from-scratch.yaml" if from_scratch else "mini-demo.yaml", settings([], seed=seed), out, False)
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe (YAML), or a suite of them; a name from recipes/ will do.")],
+    recipe: RecipeName,
     out: Out = Path("runs/run"),
     sets: Sets = None,
-    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row of a suite. Repeatable.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="Only this row of a suite. Repeatable.", show_default="all", rich_help_panel=RUN),
+    ] = None,
+    track: Track = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """All stages of a recipe, or of every row of a suite. Called again, it goes on where it stopped.
+    """All stages of a recipe, or of every row of a suite; run again, it goes on where it stopped.
 
     Example: `flowopd run recipes/mini-demo.yaml --out runs/demo --set seed=1`
     """
-    _run(recipe, sets or [], out, rows or [])
+    _run(recipe, settings(sets, track=tracked(track)), out, dry_run, rows or [])
 
 
 def teacher(
-    name: Annotated[str | None, typer.Option(help="The expert's name in the recipe; none is the reward's.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward to train on, if the recipe does not say.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="The expert's name in the recipe; the reward's without.", show_default=False, rich_help_panel=RECIPE
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Reward to train on, if the recipe does not say.", show_default=False, rich_help_panel=RECIPE
+        ),
+    ] = None,
     config: Config = None,
     sets: Sets = None,
     base: Base = None,
@@ -64,13 +88,13 @@ def teacher(
     prompts: Prompts = None,
     out: Out = Path("runs/teacher"),
     seed: Seed = None,
+    track: Track = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train one expert by Flow-GRPO on one reward.
 
     Example: `flowopd teacher --name text --reward ocr --base package:mini/base --prompts text=signs.txt`
     """
-    from flowopd.stages.teacher import train_teacher
-
     name = name or reward
     if name is None:
         raise ConfigError("which expert? give --name NAME of the recipe's, or --reward NAME to train on")
@@ -79,7 +103,14 @@ def teacher(
         label = prompts[0].partition("=")[0] if prompts else name
         trained = tree.setdefault("teachers", {}).setdefault(name, {}).setdefault("train", {"prompts": label})
         trained["reward"] = reward
-    folder = train_teacher(new_session(tree, settings(sets, seed=seed), out), name)
+    recipe = _recipe(tree, settings(sets, seed=seed, track=tracked(track)))
+    if dry_run:
+        _show(recipe, out, [f"teacher:{name}"])
+        return
+    from flowopd.pipeline import open_run
+    from flowopd.stages.teacher import train_teacher
+
+    folder = train_teacher(open_run(recipe, out), name)
     finish(folder, f"flowopd sample --out {out} --model teacher:{name} --prompt '...'")
 
 
@@ -89,8 +120,12 @@ def merge(
     base: Base = None,
     no_t5: NoT5 = False,
     teachers: Teachers = None,
-    rank: Annotated[int | None, typer.Option(help="Truncate to this rank; exact without.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Truncate to this rank; exact without.", show_default=False, rich_help_panel=MODELS),
+    ] = None,
     out: Out = Path("runs/merge"),
+    dry_run: DryRun = False,
 ) -> None:
     """The exact mean of the experts' weight changes, with their interference.
 
@@ -98,7 +133,7 @@ def merge(
     """
     tree = recipe_tree(config, base, no_t5, teachers, [])
     tree["coldstart"] = {"kind": "merge", **({"rank": rank} if rank else {})}
-    _cold_start(tree, sets, out)
+    _cold_start(_recipe(tree, sets or []), out, dry_run)
 
 
 def sft(
@@ -109,6 +144,8 @@ def sft(
     teachers: Teachers = None,
     prompts: Prompts = None,
     out: Out = Path("runs/sft"),
+    track: Track = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Cold start by flow matching on images that each expert draws for its own prompts.
 
@@ -117,7 +154,7 @@ def sft(
     tree = recipe_tree(config, base, no_t5, teachers, prompts)
     if (tree.get("coldstart") or {}).get("kind") != "sft":
         tree["coldstart"] = {"kind": "sft"}
-    _cold_start(tree, sets, out)
+    _cold_start(_recipe(tree, settings(sets, track=tracked(track))), out, dry_run)
 
 
 def distill(
@@ -129,37 +166,73 @@ def distill(
     prompts: Prompts = None,
     out: Out = Path("runs/distill"),
     seed: Seed = None,
+    track: Track = None,
+    dry_run: DryRun = False,
 ) -> None:
     """On-policy distillation of the experts into one student, from the cold start that lies in --out, if any.
 
     Example: `flowopd distill --base package:mini/base --teacher text=experts/text --prompts text=signs.txt`
     """
+    tree = recipe_tree(config, base, no_t5, teachers, prompts)
+    tree["distill"] = tree.get("distill") or {}
+    recipe = _recipe(tree, settings(sets, seed=seed, track=tracked(track)))
+    if dry_run:
+        _show(recipe, out, ["coldstart", "distill"])
+        return
     from flowopd.durable import is_made
+    from flowopd.pipeline import open_run
     from flowopd.processes import agreed
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
 
-    tree = recipe_tree(config, base, no_t5, teachers, prompts)
-    tree["distill"] = tree.get("distill") or {}
-    session = new_session(tree, settings(sets, seed=seed), out)
-    if session.recipe.coldstart is not None and agreed(lambda: not is_made(out / "coldstart")):
+    session = open_run(recipe, out)
+    if recipe.coldstart is not None and agreed(lambda: not is_made(out / "coldstart")):
         start.cold_start(session)
     finish(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
 
 
-def _run(recipe: str, sets: list[str], out: Path, rows: Sequence[str] = ()) -> None:
-    from flowopd.pipeline import run as run_stages
+def _run(name: str, sets: list[str], out: Path, dry_run: bool, rows: Sequence[str] = ()) -> None:
     from flowopd.recipe import recipe_path
     from flowopd.suite import load_runs
 
-    for planned in load_runs(recipe_path(recipe), out, sets, rows):
-        folder, results = planned.folder, run_stages(planned.recipe, planned.folder)
-        if results is not None:
-            show_results(results)
-            finish(folder / "report.html", f"flowopd sample --out {folder} --prompt 'a red sign that says \"K7\"'")
+    planned = load_runs(recipe_path(name), out, sets, rows)
+    act = _show_one if dry_run else _run_one
+    for one in planned:
+        act(one)
 
 
-def _cold_start(tree: dict[str, Any], sets: list[str] | None, out: Path) -> None:
+def _show_one(one: Run) -> None:
+    typer.echo(f"--- # {one.folder}")
+    _show(one.recipe, one.folder)
+
+
+def _run_one(one: Run) -> None:
+    from flowopd.pipeline import run as run_stages
+
+    results = run_stages(one.recipe, one.folder)
+    if results is not None:
+        show_results(results)
+    made = one.folder if results is None else one.folder / "report.html"
+    finish(made, f"flowopd sample --out {one.folder} --prompt 'a red sign that says \"K7\"'")
+
+
+def _cold_start(recipe: Recipe, out: Path, dry_run: bool) -> None:
+    if dry_run:
+        _show(recipe, out, ["coldstart"])
+        return
+    from flowopd.pipeline import open_run
     from flowopd.stages.coldstart import cold_start
 
-    finish(cold_start(new_session(tree, sets or [], out)), f"flowopd distill --config RECIPE.yaml --out {out}")
+    finish(cold_start(open_run(recipe, out)), f"flowopd distill --config RECIPE.yaml --out {out}")
+
+
+def _recipe(tree: dict[str, Any], sets: list[str]) -> Recipe:
+    from flowopd.recipe import make_recipe
+
+    return make_recipe(tree, sets)
+
+
+def _show(recipe: Recipe, out: Path, only: Sequence[str] | None = None) -> None:
+    from flowopd.pipeline import foreseen
+
+    show_dry_run(recipe, foreseen(recipe, out, only))

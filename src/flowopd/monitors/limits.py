@@ -52,7 +52,7 @@ class MonitorConfig(BaseModel):
         "warn", description="say it once, stop the run, or go back to the last state that passed at half the rate"
     )
     roll_backs: int = Field(3, ge=1, description="how often a stage may go back before it stops")
-    limits: Limits = Limits()
+    limits: Limits = Field(Limits(), description="the band that each measure may change within")
 
 
 def changes(start: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 
 from flowopd.errors import ConfigError
 from flowopd.rewards.base import JudgeConfig, Reward
+from flowopd.rewards.own import OwnEntry, announced, is_path
 from flowopd.rewards.remote import Remote
 
 NET = ("model",)
@@ -76,31 +77,34 @@ REWARDS: Mapping[str, Entry] = {
 }
 
 
+def known_rewards() -> list[str]:
+    """The names of all rewards: ours, and those that installed packages announce."""
+    return [*REWARDS, *(name for name in announced() if name not in REWARDS)]
+
+
 def check_reward(name: str, config: JudgeConfig | None = None) -> None:
-    """Raises ConfigError for settings that a reward does not take, or lacks, and for a name that is not in REWARDS.
+    """Raises ConfigError for settings that a reward does not take, or lacks, and for a name that is no reward's.
 
     With a `url` any name will do: its server is asked whether it is that reward's when the reward is made.
     """
     config = config or JudgeConfig()
-    if _is_elsewhere(name, config):
-        return Remote.check(name, config)
-    if name not in REWARDS:
-        near = get_close_matches(name, REWARDS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"there is no reward {name!r}; did you mean {near!r}? Known: {', '.join(REWARDS)}")
-    return REWARDS[name].check(name, config)
+    return Remote.check(name, config) if _is_elsewhere(name, config) else _entry(name).check(name, config)
 
 
 def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:
     """A reward, ready to score: its nets on `device`, or on the server at `config.url`.
 
-    Raises ConfigError as `check_reward` does, for a server that is not there, and for a device that is not here.
+    It is one of REWARDS, one that an installed package announces in the entry points of `flowopd.rewards`, or any class
+    by `module:Class` (see `rewards.own`). Raises ConfigError as `check_reward` does, for a server that is not there,
+    and for a device that is not here.
     """
     config = config or JudgeConfig()
     check_reward(name, config)
     if _is_elsewhere(name, config):
         return Remote(name, config)
     check_device(device)
-    return REWARDS[name].build(device, config)
+    entry = _entry(name)
+    return entry.build(name, device) if isinstance(entry, OwnEntry) else entry.build(device, config)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -115,3 +119,16 @@ def check_device(device: str | torch.device) -> None:
 def _is_elsewhere(name: str, config: JudgeConfig) -> bool:
     """Whether a reward is a server's; a chat judge is here, and its url is where it puts its questions."""
     return config.url is not None and not (name in REWARDS and REWARDS[name].takes == CHAT)
+
+
+def _entry(name: str) -> Entry | OwnEntry:
+    """Who makes a reward; a name of ours is never another package's."""
+    if name in REWARDS:
+        return REWARDS[name]
+    path = name if is_path(name) else announced().get(name)
+    if path is None:
+        known = known_rewards()
+        near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        mend = f"did you mean {near!r}? Known: {', '.join(known)}, or module:Class"
+        raise ConfigError(f"there is no reward {name!r}; {mend}")
+    return OwnEntry(path)

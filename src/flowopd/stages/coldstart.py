@@ -28,7 +28,6 @@ from flowopd.schedule import logit_normal
 from flowopd.session import Session
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
-from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 
 STARTED = "coldstart"
@@ -83,7 +82,7 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
     with session.adapters.using(STARTED):
         checkpoints = Checkpoints(session.out / "checkpoints" / "sft", identity)
         update = _Update(session, config, samples, Plain(conditioning))
-        trainer.run(update, Tracker(session.out, "sft", config.optim.updates), checkpoints)
+        trainer.run(update, session.tracker("sft", config.optim.updates, config.batch), checkpoints)
     folder = session.out / STARTED
     files = lora_files(session.adapters.lora(STARTED), session.recipe.base)
     only_main(lambda: write_folder(folder, files))

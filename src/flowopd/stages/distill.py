@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,15 +23,15 @@ from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.queries import AllSteps, BetaStep, Queries, Query, RandomSteps
-from flowopd.routing import LabelRouter
 from flowopd.sampling import Batch
 from flowopd.schedules import Walk, fused, relearnt, walked
-from flowopd.session import BASE, Session
+from flowopd.session import BASE, Router, Session
+from flowopd.shapes import Grid
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
-from flowopd.step import ESTIMATORS, Distillation, mean_gaps
-from flowopd.tracking import Tracker
+from flowopd.step import ESTIMATORS, Distillation, Estimator, mean_gaps
 from flowopd.train import Trainer
+from flowopd.types import Condition
 from flowopd.velocity import VelocityField
 
 STUDENT = "student"
@@ -44,7 +45,7 @@ def distill(session: Session) -> Path:
     """
     config = _config(session)
     prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
-    router = session.router(list(prompts))
+    route = session.route(list(prompts))
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
@@ -52,16 +53,19 @@ def distill(session: Session) -> Path:
     conditioning = session.encode(every)
     session.create(STUDENT, config.adapter, _cold_start(session))
 
-    def made(view: View, micro_batch: int) -> _Update:
-        return _Update(session, _distillation(session, teachers, view), router, prompts, view, micro_batch)
+    def made(view: View, micro_batch: int) -> DistillUpdate:
+        sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
+        lesson = _distillation(session, teachers, view)
+        return DistillUpdate(sized, place, lesson, route, prompts, view.conditioning)
 
     trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
     watch = Guard(session, trained, repeat=lambda view: made(view, 1))
     trainer = Trainer(session.adapters.parameters(STUDENT), config.optim, watch)
     update = made(Plain(conditioning), config.micro_batch)
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
+    tracker = session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts))
     with session.adapters.using(STUDENT):
-        trainer.run(update, Tracker(session.out, "distill", config.optim.updates), checkpoints)
+        trainer.run(update, tracker, checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
@@ -70,26 +74,39 @@ def distill(session: Session) -> Path:
     return folder
 
 
-class _Update:
+@dataclass(frozen=True)
+class Place:
+    """Where trajectories run: the shape of one sample, and the seed of it all."""
+
+    shape: Sequence[int]
+    seed: int
+
+    @classmethod
+    def of(cls, session: Session) -> Place:
+        """That of a run."""
+        return cls(session.latent_shape(), session.recipe.seed)
+
+
+class DistillUpdate:
     """One update: prompts of every label together, a function of the seed and the step alone.
 
-    Of several processes each takes its own rows of the batch. Where a rollout serves several updates, the first of them
-    learns while the student walks and leaves the walk to the others. A run that goes on between them walks anew.
+    `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
+    Where a rollout serves several updates, the first of them learns while the student walks and leaves the walk to the
+    others. A run that goes on between them walks anew.
     """
 
     def __init__(
         self,
-        session: Session,
+        config: DistillConfig,
+        place: Place,
         distillation: Distillation,
-        router: LabelRouter,
+        route: Router,
         prompts: Mapping[str, Sequence[Prompt]],
-        view: View,
-        micro_batch: int,
+        conditioning: Callable[[Sequence[str]], Condition],
     ) -> None:
-        self.config, self.seed = _config(session), session.recipe.seed
-        self.shape = session.latent_shape()
-        self.distillation, self.router = distillation, router
-        self.prompts, self.conditioning, self.micro_batch = prompts, view.conditioning, micro_batch
+        self.config, self.seed, self.shape = config, place.seed, place.shape
+        self.distillation, self.route = distillation, route
+        self.prompts, self.conditioning = prompts, conditioning
         self.walks: list[Walk] = []
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -107,7 +124,7 @@ class _Update:
         """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes, size = self.router([prompt.label for prompt in chosen])[rows], self.micro_batch
+        routes, size = self.route(chosen)[rows], self.config.micro_batch
         queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
         again = {i for queries in later for i in queries.indices}
         self.walks, gaps = [], []
@@ -160,7 +177,6 @@ def _config(session: Session) -> DistillConfig:
 def _distillation(session: Session, teachers: Sequence[str], view: View) -> Distillation:
     config = _config(session)
     sampling, anchor = config.sampling, config.anchor
-    grid, dynamics = session.model.grid(sampling.steps), sampling.dynamics()
 
     @cache
     def frozen(name: str, own: float | None = None) -> VelocityField:
@@ -170,15 +186,35 @@ def _distillation(session: Session, teachers: Sequence[str], view: View) -> Dist
         role = "teacher" if name in teachers else "anchor"
         return view.field(f"{role} {name}", session.field(name, own, view.conditioning))
 
-    return Distillation(
+    return distillation(
+        config,
+        session.model.grid(sampling.steps),
         student=view.field("the student", session.field(STUDENT, sampling.guidance, view.conditioning)),
         teachers=[frozen(name) for name in teachers],
-        anchor_field=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
-        anchor=Anchor(weight=anchor.weight if anchor else 0.0),
+        anchor=frozen(anchor.model, anchor.guidance) if anchor and anchor.weight > 0 else None,
+        objective=session.own.objective,
+    )
+
+
+def distillation(
+    config: DistillConfig,
+    grid: Grid,
+    student: VelocityField,
+    teachers: Sequence[VelocityField],
+    anchor: VelocityField | None = None,
+    objective: Estimator | None = None,
+) -> Distillation:
+    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss."""
+    dynamics = config.sampling.dynamics()
+    return Distillation(
+        student=student,
+        teachers=teachers,
+        anchor_field=anchor,
+        anchor=Anchor(weight=config.anchor.weight if config.anchor else 0.0),
         dynamics=dynamics,
         grid=grid,
         weights=step_weights(config.weighting, dynamics, grid),
-        estimate=ESTIMATORS[config.loss],
+        estimate=objective or ESTIMATORS[config.loss],
     )
 
 
@@ -194,6 +230,7 @@ def _identity(session: Session) -> dict[str, object]:
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
     return {
         **recipe.identity("routes", "coldstart", "distill"),
+        **session.own.identity(),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
         "guidance": {name: recipe.teachers[name].guidance for name in named},
         "sha256_prompts": session.training_hashes(),

@@ -37,7 +37,6 @@ from flowopd.stages.sample import (
     repeated,
 )
 from flowopd.stages.watch import check_finite
-from flowopd.tracking import Tracker
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
 
@@ -57,7 +56,7 @@ def evaluate(session: Session) -> Results:
     conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
     scores: dict[str, dict[str, list[float]]] = {}
     estimates: dict[str, dict[str, Estimate]] = {}
-    with Tracker(session.out, "eval", len(models)) as tracker:
+    with session.tracker("eval", len(models)) as tracker:
         tracker.rewind(0)
         for i, model in enumerate(models):
             pictures = {

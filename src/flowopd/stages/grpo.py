@@ -29,7 +29,6 @@ from flowopd.stages.learners import LEARNERS, Drawn, Place
 from flowopd.stages.monitor import Trained
 from flowopd.stages.sample import repeated
 from flowopd.stages.watch import RewardWatch
-from flowopd.tracking import Tracker
 from flowopd.train import Trainer
 
 
@@ -70,7 +69,8 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
         update = _Update(session, policy, tasks, Plain(conditioning))
-        trainer.run(update, Tracker(session.out, policy.stage, policy.config.optim.updates), checkpoints)
+        images = config.prompts_per_update * config.group
+        trainer.run(update, session.tracker(policy.stage, config.optim.updates, images), checkpoints)
     folder = session.out / policy.folder
     files = lora_files(session.adapters.lora(policy.name), session.recipe.base)
     only_main(lambda: write_folder(folder, files))

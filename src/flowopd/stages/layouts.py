@@ -17,13 +17,13 @@ from flowopd.configs import EvaluateConfig
 from flowopd.durable import make_folder, replace_picture, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.lora_file import sha256_of
-from flowopd.processes import is_main, only_main, own_rows, wait
+from flowopd.processes import only_main, own_rows, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
 from flowopd.results import TEACHER
 from flowopd.session import Session
 from flowopd.stages.sample import FOLDERS, available_models, draw_pictures, even_batch
-from flowopd.tracking import console
+from flowopd.tracking.screen import console, shows
 
 RECORD = "drawing.json"
 """What a folder was drawn with, so that nothing else goes on with it; the benchmarks' tools pass it over."""
@@ -101,7 +101,7 @@ def draw_layout(
     size = even_batch(len(places.pictures), config.micro_batch)
     rows = own_rows(len(places.pictures), size)
     starts = range(rows.start, rows.stop, size)
-    for start in track(starts, "drawing", console=console, disable=not is_main()):
+    for start in track(starts, "drawing", console=console, disable=not shows()):
         part = slice(start, min(start + size, rows.stop))
         lacking = [not (folder / path).exists() for path in places.pictures[part]]
         if any(lacking):

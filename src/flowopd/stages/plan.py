@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from math import prod
 
 import torch
@@ -75,7 +76,7 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     rate or the number of processes is not positive.
     """
     if gpu not in GPUS:
-        raise ConfigError(f"there is no GPU {gpu!r}; known: {', '.join(GPUS)}, or give a rate with --flops")
+        raise ConfigError(f"{unknown_gpu(gpu)}, or give a rate with --flops")
     if flops is not None and not flops > 0:
         raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
     if processes < 1:
@@ -99,6 +100,14 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     warnings += _traps(session, work)
     rows = {role: round(count * processes) for role, count in work.rows.items()}
     return Plan(work.stage, trained, base, memory, rows, total, total / rate / processes, warnings)
+
+
+def unknown_gpu(name: str) -> str:
+    """What to say of a GPU that is not among GPUS."""
+    near = [gpu for gpu in GPUS if name.lower() in gpu] or get_close_matches(name.lower(), GPUS, n=1)
+    return (
+        f"there is no GPU {name!r}" + (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(GPUS)}"
+    )
 
 
 def _teacher_parameters(session: Session, name: str, trained: int, base: int, warnings: list[str]) -> int:

@@ -1,30 +1,29 @@
-"""What a run writes down while it goes: `metrics.jsonl`, and OUT/tensorboard where TensorBoard is installed."""
+"""What a run writes down while it goes: `metrics.jsonl`, the boards that its recipe names, and what it shows."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from PIL import Image
 
-from flowopd.durable import append_text, flush_file, make_folder, replace_text, writing
+from flowopd.durable import append_text, flush_file, make_folder, replace_text
 from flowopd.errors import DataError
-from flowopd.processes import is_main
+from flowopd.processes import everywhere, is_main
+from flowopd.tracking.boards import Board, Place, open_boards
+from flowopd.tracking.screen import console, open_screen
 
-console = Console(stderr=True)
+OnUpdate = Callable[[int, Mapping[str, float]], object]
+"""(update, its metrics) -> True to end the stage after it, anything else to go on; each process calls its own."""
+
+BY_STEP = re.compile(r"(.*)/(\d+)$")
+"""The name of a metric of one step of a rollout."""
 
 
 def warn(line: str) -> None:
@@ -34,42 +33,42 @@ def warn(line: str) -> None:
 
 
 class Tracker:
-    """One stage's rows in `metrics.jsonl`, one JSON object a step, and its bar on the terminal.
+    """One stage's rows in `metrics.jsonl`, one JSON object an update, on its boards, and on the terminal.
 
-    Of several processes the main one alone writes and shows.
+    `samples` is how many an update draws, for the rate that is shown; `track` names the boards, None is TensorBoard if
+    it is installed; `settings` is what boards show of the run. Of several processes the main one writes and shows.
+
+    Raises ConfigError for a board whose library is not installed.
     """
 
-    def __init__(self, run: Path, stage: str, total: int) -> None:
-        self.stage, self.total, self._writes = stage, total, is_main()
+    def __init__(
+        self,
+        run: Path,
+        stage: str,
+        total: int,
+        on_update: OnUpdate | None = None,
+        *,
+        samples: int = 0,
+        track: Sequence[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.stage, self.total, self._writes, self._on_update = stage, total, is_main(), on_update
         make_folder(run)
         self._file, self._rows = run / "metrics.jsonl", 0
-        self._events = run / "tensorboard" / stage.replace(":", "-")
-        self._board = _board(self._events) if self._writes else None
+        self._boards: list[Board] = open_boards(track, Place(run, stage, settings or {})) if self._writes else []
         self._start = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not self._writes,
-        )
+        self._screen = open_screen(stage, total, samples)
 
     def __enter__(self) -> Tracker:
-        self._progress.start()
-        self._task = self._progress.add_task(self.stage, total=self.total, note="")
+        self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
-        if self._board is not None:
-            with writing(self._events):
-                self._board.close()
+        self._screen.stop()
+        for board in self._boards:
+            board.close()
 
     def rewind(self, step: int, rows: int = 0) -> None:
         """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped.
@@ -77,7 +76,7 @@ class Tracker:
         So is a last line that does not end, which a full disk may leave. Says so on standard error if fewer than `rows`
         of this stage are left. Raises DataError for a line that is not JSON, CheckpointError if it cannot be written.
         """
-        self._progress.update(self._task, completed=step)
+        self._screen.resume(step)
         if not self._writes:
             return
         text = self._file.read_text(encoding="utf-8", errors="replace") if self._file.exists() else ""
@@ -100,7 +99,7 @@ class Tracker:
         return self._rows
 
     def log(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Write the row of `step`; `note` stands beside the bar. A value that is not finite is left out."""
+        """Write the row of `step`; `note` is shown in place of a summary. A value that is not finite is left out."""
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         row = {
             "stage": self.stage,
@@ -111,21 +110,31 @@ class Tracker:
         if self._writes:
             append_text(self._file, json.dumps(row) + "\n")
             self._rows += 1
-        if self._board is not None:
-            with writing(self._events):
-                for name, value in metrics.items():
-                    self._board.add_scalar(name, value, step)
-        self._progress.update(self._task, completed=step + 1, note=note)
+        for board in self._boards:
+            board.scalars(step, metrics)
+            for name, values in by_step(metrics).items():
+                board.by_step(step, f"{name}/by_step", values)
+        self._screen.show(step + 1, metrics, note)
+
+    def ends(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether `on_update`, told of an update, ends the stage; in any process, so in all of them."""
+        return self._on_update is not None and any(everywhere(self._on_update(step, metrics) is True))
 
 
-def _board(folder: Path) -> Any:
-    """TensorBoard's writer, or None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    with writing(folder):
-        return SummaryWriter(str(folder))
+def show_picture(
+    run: Path, name: str, picture: Image.Image, track: Sequence[str] | None, settings: Mapping[str, Any]
+) -> None:
+    """A picture of a run on its boards, as a stage of its own, `samples`."""
+    for board in open_boards(track, Place(run, "samples", settings)):
+        board.picture(0, name, picture)
+        board.close()
+
+
+def by_step(metrics: Mapping[str, float]) -> dict[str, list[float]]:
+    """The metrics of single steps, `NAME/0`, `NAME/1` ..., by name in the order of the steps."""
+    found = [(match[1], int(match[2]), value) for name, value in metrics.items() if (match := BY_STEP.match(name))]
+    names = dict.fromkeys(name for name, _, _ in found)
+    return {name: [value for other, _, value in sorted(found) if other == name] for name in names}
 
 
 def _row(line: str, where: str) -> dict[str, object]:

@@ -1,0 +1,128 @@
+"""Commands that make recipes and show them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_recipe, pairs
+from flowopd.cli.shown import finish, hint
+from flowopd.errors import ConfigError
+from flowopd.shipped import shipped_recipe, shipped_recipes
+
+
+def init(
+    to: Annotated[Path, typer.Option("--to", help="The recipe to write; never an existing file.")] = Path(
+        "recipe.yaml"
+    ),
+    base: Base = None,
+    teachers: Teachers = None,
+    prompts: Prompts = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="The hardware: a GPU that `flowopd plan` knows, or cpu.", rich_help_panel=HARDWARE, show_default=False
+        ),
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="Of student and experts; 1 is none.", rich_help_panel=MODELS)
+    ] = 4.5,
+) -> None:
+    """Write a commented recipe after a few questions: base, experts, prompts, hardware.
+
+    What flags answer is not asked. sd35-medium and sd35-large name the published bases.
+
+    Example: `flowopd init --base sd35-medium --teacher ocr=experts/ocr --prompts ocr=signs.txt --gpu rtx4090`
+    """
+    if to.exists():
+        raise ConfigError(f"{to} exists and is not overwritten; choose another file with --to")
+    missing = {"--base": base, "--teacher": teachers, "--prompts": prompts, "--gpu": gpu}
+    unanswered = [flag for flag, value in missing.items() if not value]
+    if unanswered and not sys.stdin.isatty():
+        raise ConfigError(
+            f"init lacks {', '.join(unanswered)}; give them as flags, or run it on a terminal, where it asks"
+        )
+    from flowopd.stages import draft as stage
+
+    base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium")
+    named = dict(pairs(teachers, "--teacher")) or _asked_teachers()
+    files = dict(pairs(prompts, "--prompts"))
+    files |= {
+        name: _asked(f"File of training prompts for {name}") for name in named if name not in files and not prompts
+    }
+    gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), stage.hardware_here())
+    drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
+    _written(to, drafted.text)
+    for warning in drafted.plan.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    finish(to, f"flowopd doctor {to}, then flowopd run {to}")
+
+
+def recipes(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False
+) -> None:
+    """The recipes that ship with flowopd, each with what it is for.
+
+    Example: `flowopd recipes`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    found = shipped_recipes()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    width = max(map(len, found))
+    for name, summary in found.items():
+        typer.echo(f"{name:<{width}}  {summary}")
+    hint("flowopd recipes show NAME, or flowopd init for a recipe of your own")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name.", autocompletion=completed_recipe)],
+) -> None:
+    """Print a shipped recipe, to read or to change: add `> my.yaml`.
+
+    Example: `flowopd recipes show sd35-medium`
+    """
+    path = shipped_recipe(name)
+    if path is None:
+        raise ConfigError(f"no recipe {name!r} ships with flowopd; there are: {', '.join(shipped_recipes())}")
+    typer.echo(path.read_text(encoding="utf-8"), nl=False)
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes: every key with its meaning, bounds and default.
+
+    Example: `flowopd recipes schema`
+    """
+    from flowopd.schema import recipe_schema
+
+    typer.echo(recipe_schema(), nl=False)
+
+
+def _written(file: Path, text: str) -> None:
+    """Put the text into a new file."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}); choose another file with --to") from None
+
+
+def _asked(question: str, default: str | None = None) -> str:
+    return str(typer.prompt(question, default=default, err=True))
+
+
+def _asked_teachers() -> dict[str, str]:
+    """Experts by name, asked for until an empty answer."""
+    named: dict[str, str] = {}
+    while True:
+        name = _asked("Name of an expert, such as ocr" + (" (empty: no more)" if named else ""), "" if named else None)
+        if not name.strip():
+            return named
+        named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id")
