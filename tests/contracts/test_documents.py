@@ -59,7 +59,7 @@ def launched(words):
 def subcommand(words):
     """The command that the first words name, and the words that are left. Raises KeyError if there is none."""
     command, left = get_command(app), list(words)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and (left or not command.invoke_without_command):
         command = command.commands[left.pop(0)]
     return command, left
 
