@@ -268,6 +268,7 @@ def test_the_token_is_asked_for_and_kept_from_the_address(watch, runs):
         page.keyboard.press("Enter")
         page.locator("tbody a").first.wait_for()
         assert not [url for url in watched.requests if "s3cret" in url]
+        page.context.close()
         watched.faults = [fault for fault in watched.faults if "401" not in fault]
     finally:
         process.terminate()
