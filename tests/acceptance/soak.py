@@ -28,6 +28,8 @@ MEMORY, PACE = 2.0, 0.1
 BLOCKS, SETTLING = 30, 0.1
 """Means of so many blocks are fitted, after this share of the updates is left out."""
 
+STATUS = Path("/proc/self/status")
+
 SETS = (
     "distill.samples_per_label=1",
     "distill.sampling.steps=4",
@@ -42,8 +44,19 @@ class Enough(Exception):
     """The minutes are over."""
 
 
+def own_bytes(process: psutil.Process) -> int:
+    """What the process has written to memory, in its swap too; pages of files, which other programs share, do not count.
+
+    Where the system does not tell (it is Linux that does), what would be free if the process ended.
+    """
+    if not STATUS.exists():
+        return int(process.memory_full_info().uss)
+    facts = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return sum(int(facts[name].split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
+
+
 class Record:
-    """Memory and times after each update; what the system moved to its swap still counts."""
+    """Memory and times after each update."""
 
     def __init__(self, minutes: float) -> None:
         self._end, self._process = time.monotonic() + 60 * minutes, psutil.Process()
@@ -52,8 +65,7 @@ class Record:
         self.processor: list[float] = []
 
     def note(self) -> None:
-        memory = self._process.memory_full_info()
-        self.mib.append((memory.uss + getattr(memory, "swap", 0)) / 2**20)
+        self.mib.append(own_bytes(self._process) / 2**20)
         self.clock.append(time.monotonic())
         self.processor.append(time.process_time())
         if time.monotonic() > self._end:
