@@ -45,7 +45,7 @@ class Enough(Exception):
 
 
 def own_bytes(process: psutil.Process) -> int:
-    """What the process has written to memory, in its swap too; pages of files, which other programs share, do not count.
+    """What the process has written to memory, in its swap too; not pages of files, which other programs share.
 
     Where the system does not tell (it is Linux that does), what would be free if the process ended.
     """
