@@ -16,6 +16,7 @@ from typer.main import get_command
 import flowopd
 from flowopd.cli import app
 from flowopd.recipe import Recipe, load_recipe, make_recipe
+from flowopd.suite import load_runs, load_suite
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -220,6 +221,13 @@ def test_a_recipe_of_the_readme_is_valid(text):
 @pytest.mark.parametrize("path", RECIPES, ids=[path.name for path in RECIPES])
 def test_a_recipe_that_ships_is_valid(path):
     assert isinstance(load_recipe(path), Recipe)
+
+
+def test_every_row_of_the_shipped_suite_is_a_whole_recipe(tmp_path):
+    suite = ROOT / "recipes" / "mini-paper" / "all.yaml"
+    runs = load_runs(suite, tmp_path)
+    assert {run.row for run in runs} == set(load_suite(suite).rows)
+    assert all(run.recipe.evaluate is not None for run in runs)
 
 
 def test_recipes_lie_where_the_documents_say():
