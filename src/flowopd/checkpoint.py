@@ -68,10 +68,11 @@ class Checkpoints:
         facts = {"step": step, "rows": log.rows, "metrics": dict(log.metrics), "identity": self.identity}
         write_folder(target, {TENSORS: packed(tensors), FACTS: json.dumps(facts, indent=1).encode()})
 
-    def prune(self, step: int, keep: int, best: BestConfig | None = None) -> None:
-        """Of the checkpoints up to `step`, keep the last `keep`, and the best; later ones are damaged and stay."""
+    def prune(self, step: int, keep: int | None, best: BestConfig | None = None) -> None:
+        """Of the checkpoints up to `step`, keep the last `keep` (None: all), and the best; later ones are damaged and
+        stay."""
         there = [old for old in self._steps() if old <= step]
-        kept = {*there[-keep:], *([self._best(there, best)] if best else [])}
+        kept = {*there[-(keep or len(there)) :], *([self._best(there, best)] if best else [])}
         for old in there:
             if old not in kept:
                 remove_folder(self._place(old))

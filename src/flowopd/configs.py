@@ -264,7 +264,10 @@ class EvaluateConfig(Strict):
     micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     seed: int = Field(0, ge=0, lt=SEEDS, description="of the pictures' noise, the same for every model")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how every model draws")
-    models: tuple[str, ...] | None = Field(None, description="rows of the table; none is all there are")
+    models: tuple[str, ...] | None = Field(
+        None, description="rows of the table, among them checkpoint:STAGE/STEP; none is all there are but checkpoints"
+    )
+    checkpoints: bool = Field(False, description="judge every checkpoint that was kept too: quality against compute")
 
 
 class SamplesConfig(Strict):

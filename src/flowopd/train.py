@@ -36,7 +36,9 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; a larger one is scaled down")
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged weights a stage ends with; 0 is off")
     checkpoint_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="updates between two checkpoints")
-    keep: Annotated[int, HARMLESS] = Field(2, ge=1, description="how many of the last checkpoints stay")
+    keep: Annotated[int | None, HARMLESS] = Field(
+        2, ge=1, description="how many of the last checkpoints stay; none is all"
+    )
     best: Annotated[BestConfig | None, HARMLESS] = Field(None, description="a metric by which another one stays too")
     max_skips: Annotated[int, HARMLESS] = Field(
         3, ge=0, description="updates in a row that may be skipped because their gradient is not finite"

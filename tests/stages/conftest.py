@@ -17,6 +17,8 @@ from flowopd.mini.pretrain import assemble
 from flowopd.pipeline import open_run, run
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.recipe import make_recipe
+from flowopd.stages.coldstart import cold_start
+from flowopd.stages.distill import distill
 
 LABELS = ("composition", "quality")
 SPLITS = ("train", "test")
@@ -151,6 +153,20 @@ def finished(world, tmp_path_factory):
     if not out.exists():
         run(make_recipe(world.whole()), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def kept(world, tmp_path_factory):
+    """The session of a run whose every update is kept as a checkpoint; tests must leave what it trained as it is."""
+    settings = quick(updates=3, checkpoint_every=1, learning_rate=3e-2)
+    settings["optim"]["keep"] = None
+    metrics = {"quality": {"reward": "mini_quality", "prompts": "quality", "owner": "quality"}}
+    evaluation = {"metrics": metrics, "limit": 3, "sampling": {"steps": 2}}
+    out = tmp_path_factory.mktemp("kept") / "out"
+    session = world.session(out, coldstart={"kind": "merge"}, distill=settings, evaluate=evaluation)
+    cold_start(session)
+    distill(session)
+    return session
 
 
 @pytest.fixture(scope="session")

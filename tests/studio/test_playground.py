@@ -14,13 +14,14 @@ from flowopd.errors import ConfigError, DataError
 from flowopd.pipeline import manifest_recipe
 from flowopd.prompts import Prompt
 from flowopd.session import Session
+from flowopd.stages.checkpoints import checkpoints
 from flowopd.stages.sample import draw
 from flowopd.studio import easel as easel_room
 from flowopd.studio.app import create_app
 from flowopd.studio.blind import PENDING, Answer, Blind, Question
 from flowopd.studio.easel import BusyError, Easel, Wish
 from flowopd.studio.folders import run_id
-from flowopd.studio.models import HELD, checkpoints
+from flowopd.studio.models import HELD
 
 PROMPT = "a red bolt"
 MODELS = ["base", "teacher:composition", "teacher:quality", "merge", "student"]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli import benching, checking, mini, models, recipes, serving, studio, training
+from flowopd.cli import benching, checking, mini, models, recipes, serving, studio, studying, training
 from flowopd.cli.manners import OneLine, mannered
 from flowopd.signals import ending_at_once
 
@@ -67,7 +67,7 @@ PANELS = {
         "sample": models.sample,
         "report": models.report,
         "studio": studio.studio,
-        "study": models.study,
+        "study": studying.study,
         "export": models.export,
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,30 @@ from flowopd.errors import ConfigError
 DRAWN, HUB = "What is drawn", "Hub"
 """Groups of options: what pictures are of, and where a model is uploaded."""
 
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows, apart by commas; checkpoints too, as checkpoint:distill/20.",
+        show_default="the recipe's, or all but checkpoints",
+        rich_help_panel=MODELS,
+    ),
+]
+Checkpoints = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoints",
+        help="Judge every checkpoint that was kept too: quality against compute, to curve.json.",
+        rich_help_panel=MODELS,
+    ),
+]
+Drawer = Annotated[
+    str,
+    typer.Option(
+        help="base, teacher:NAME, merge or sft, grpo_mix, student, or checkpoint:STAGE/STEP.",
+        rich_help_panel=MODELS,
+    ),
+]
+
 
 def evaluate(
     config: Config = None,
@@ -44,6 +69,8 @@ def evaluate(
             help="At most so many prompts of a label; 0 is all.", show_default="the recipe's", rich_help_panel=MODELS
         ),
     ] = None,
+    models: Rows = None,
+    checkpoints: Checkpoints = False,
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -51,8 +78,14 @@ def evaluate(
 
     Without --config, the recipe in the run's manifest. Example: `flowopd eval --out runs/demo --limit 0`
     """
-    every = "null" if limit == 0 else limit
-    changes = settings(sets, **{"evaluate.split": split, "evaluate.limit": every, "track": tracked(track)})
+    chosen = {
+        "evaluate.split": split,
+        "evaluate.limit": "null" if limit == 0 else limit,
+        "evaluate.models": None if models is None else json.dumps(models.split(",")),
+        "evaluate.checkpoints": "true" if checkpoints else None,
+        "track": tracked(track),
+    }
+    changes = settings(sets, **chosen)
     if dry_run:
         from flowopd.pipeline import foreseen
 
@@ -85,9 +118,7 @@ def sample(
     images_per_prompt: Annotated[
         int, typer.Option(min=1, help="Pictures of each prompt of the file.", rich_help_panel=DRAWN)
     ] = 4,
-    model: Annotated[
-        str, typer.Option(help="base, teacher:NAME, merge or sft, grpo_mix or student.", rich_help_panel=MODELS)
-    ] = "student",
+    model: Drawer = "student",
     config: Config = None,
     sets: Sets = None,
     out: Out = Path("runs/demo"),
@@ -126,7 +157,10 @@ def export(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="student, merge or sft, grpo_mix, or teacher:NAME.", rich_help_panel=MODELS)
+        str,
+        typer.Option(
+            help="student, merge or sft, grpo_mix, teacher:NAME, or checkpoint:STAGE/STEP.", rich_help_panel=MODELS
+        ),
     ] = "student",
     dest: Annotated[
         Path | None,
@@ -169,20 +203,3 @@ def report(out: Out = Path("runs/demo")) -> None:
     path = write_report(out)
     write_summary(out)
     finish(path, f"open {path} in a browser")
-
-
-def study(
-    suite: Annotated[str, typer.Argument(help="A suite (YAML), or the name of one that ships.")],
-    out: Out = Path("runs/study"),
-    to: Annotated[Path, typer.Option(help="Folder for RESULTS.md and its figures.", rich_help_panel=OUTPUT)] = Path(
-        "docs"
-    ),
-) -> None:
-    """One page for all runs of a suite: tables over seeds, claims put to the test, figures, costs.
-
-    Example: `flowopd study recipes/mini-paper/all.yaml --out runs/mini-paper --to docs`
-    """
-    from flowopd.recipe import recipe_path
-    from flowopd.stages.study import write_study
-
-    finish(write_study(recipe_path(suite), out, to), f"read {to}")

@@ -21,6 +21,7 @@ from flowopd.recipe import Recipe, SftConfig, TeacherConfig
 from flowopd.results import BASE, GRPO_MIX, STUDENT, TEACHER, Results
 from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
+from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.readback import Check
 from flowopd.stages.summary import table
 
@@ -120,6 +121,8 @@ def _what(model: str, recipe: Recipe) -> str:
         return f"One adapter that {teachers} were distilled into, on its own trajectories (Flow-OPD, arXiv 2605.08063)."
     if model == GRPO_MIX:
         return "The baseline that was trained on all rewards at once by Flow-GRPO (arXiv 2505.05470)."
+    if model.startswith(CHECKPOINT):
+        return f"The run's stage `{parted(model)[0]}` as it was after {parted(model)[1]} updates."
     return f"The cold start of the run: {_start(recipe)}."
 
 

@@ -13,13 +13,12 @@ from flowopd.durable import new_folder
 from flowopd.errors import ConfigError
 from flowopd.formats import FORMATS, WHOLE, Trained
 from flowopd.hub import check_repository, public_name, push_folder
-from flowopd.lora_file import read_lora
 from flowopd.processes import only_main
 from flowopd.results import STUDENT
 from flowopd.session import Session
 from flowopd.stages.card import write_card
 from flowopd.stages.readback import Reference
-from flowopd.stages.sample import adapter_folder, available_models
+from flowopd.stages.sample import adapter_folder, available_models, file_name, model_lora
 
 EXPORTS = "export"
 """The folder of a run that its exports go to, one a format."""
@@ -107,15 +106,15 @@ def _refuse_taken(folder: Path) -> None:
 
 
 def _trained(session: Session, model: str, dtype: str | None) -> Trained:
-    folder = adapter_folder(session, model)
-    if folder is None:
-        available_models(session, [model])
+    available_models(session, [model])
+    lora = model_lora(session, model)
+    if lora is None:
         known = [row for row in available_models(session) if adapter_folder(session, row) is not None]
         raise ConfigError(f"{model} has no adapter to export; those that have one: {', '.join(known) or 'none yet'}")
     return Trained(
-        lora=read_lora(folder),
+        lora=lora,
         model=session.model,
-        name=f"{session.out.resolve().name}-{model.replace(':', '-')}",
+        name=f"{session.out.resolve().name}-{file_name(model)}",
         base=public_name(session.recipe.base),
         dtype=getattr(torch, dtype or session.recipe.dtype),
     )

@@ -22,6 +22,7 @@ from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
 from flowopd.results import TEACHER
 from flowopd.session import Session
+from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_hash
 from flowopd.stages.sample import FOLDERS, available_models, draw_pictures, even_batch
 from flowopd.tracking.screen import console, shows
 
@@ -116,6 +117,7 @@ def _settings(session: Session, model: str, prompts: Sequence[Prompt], config: E
     """What the pictures of a model depend on."""
     teacher = model.removeprefix(TEACHER)
     own = {model: sha256_of(session.out / FOLDERS[model])} if model in FOLDERS else {}
+    own |= {model: checkpoint_hash(session.out, model)} if model.startswith(CHECKPOINT) else {}
     lines = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True, default=str)
     return {
         "images_per_prompt": config.images_per_prompt,

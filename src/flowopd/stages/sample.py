@@ -13,30 +13,47 @@ from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
+from flowopd.lora_file import LoraFile, read_lora
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
 from flowopd.prompts import Prompt
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session
+from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_lora, known_checkpoints, nearest
 from flowopd.velocity import VelocityField
 
 FOLDERS = {MERGE: "coldstart", SFT: "coldstart", GRPO_MIX: "grpo_mix", STUDENT: "student"}
 """Where a run keeps the adapters of its own models; what lies in `coldstart` goes by the name of its kind."""
 
+SHOWN = 6
+"""Checkpoints that a message names."""
+
 
 def available_models(session: Session, wanted: Sequence[str] | None = None) -> list[str]:
     """`base`, `teacher:NAME`, `merge` or `sft`, `grpo_mix` and `student`, as far as they exist, or those wanted.
 
-    Raises ConfigError for a wanted one that does not exist.
+    Wanted may be checkpoints too, `checkpoint:STAGE/STEP`. Raises ConfigError for a wanted one that does not exist.
     """
     teachers = [f"{TEACHER}{name}" for name in session.recipe.teachers]
     whole = sorted(row for row in teachers if session.whole_teacher(row.removeprefix(TEACHER)) is not None)
     there = [BASE, *whole, *(row for row in (*teachers, *FOLDERS) if adapter_folder(session, row) is not None)]
-    missing = [model for model in wanted or () if model not in there]
-    if missing:
-        raise ConfigError(f"there is no model {missing[0]!r} here; there are: {', '.join(there)}")
-    return list(wanted) if wanted else there
+    if not wanted:
+        return there
+    kept = known_checkpoints(session.recipe, session.out)
+    for model in wanted:
+        if model not in (*there, *kept):
+            near = nearest(model, kept)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ConfigError(
+                f"there is no model {model!r} here; there are: {', '.join([*there, *_shown(kept)])}{hint}"
+            )
+    return list(wanted)
+
+
+def _shown(kept: Sequence[str]) -> Sequence[str]:
+    """Some checkpoints' names, or the first and the last of many."""
+    return kept if len(kept) <= SHOWN else [*kept[:1], "...", *kept[-1:]]
 
 
 def adapter_folder(session: Session, model: str) -> Path | None:
@@ -57,17 +74,43 @@ def _other_start(session: Session) -> str:
     return MERGE if start is not None and start.kind == SFT else SFT
 
 
+def model_lora(session: Session, model: str) -> LoraFile | None:
+    """The adapter of a row or a checkpoint; None if there is none, as of the base and of whole teachers.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    if model.startswith(CHECKPOINT):
+        return checkpoint_lora(session.recipe, session.out, model)
+    folder = adapter_folder(session, model)
+    return None if folder is None else read_lora(folder)
+
+
 def model_field(session: Session, model: str, guidance: float, conditioning: Conditioning) -> VelocityField:
-    """The guided velocity of a row, its adapter loaded when it is first asked for."""
+    """The guided velocity of a row or a checkpoint, its adapter loaded when it is first asked for.
+
+    Of checkpoints one is loaded at a time: asking for another lets the field before go.
+    """
     teacher = model.removeprefix(TEACHER)
-    if model in FOLDERS:
-        name = f"{model} of the run"
-        if name not in session.adapters.names:
-            session.adapters.load(name, session.out / FOLDERS[model], allow_zero=True)
-        return session.field(name, guidance, conditioning)
+    if model in FOLDERS or model.startswith(CHECKPOINT):
+        return session.field(_loaded(session, model), guidance, conditioning)
     if model != BASE:
         session.load_teachers([teacher])
     return session.field(teacher, session.guidance(teacher, guidance), conditioning)
+
+
+def _loaded(session: Session, model: str) -> str:
+    """The name under which the adapter of one of the run's own models is loaded."""
+    name, adapters = f"{model} of the run", session.adapters
+    if name in adapters.names:
+        return name
+    if model.startswith(CHECKPOINT):
+        lora = checkpoint_lora(session.recipe, session.out, model)
+        for other in [other for other in adapters.names if other.startswith(CHECKPOINT)]:
+            adapters.remove(other)
+        adapters.load(name, lora, allow_zero=True)
+    else:
+        adapters.load(name, session.out / FOLDERS[model], allow_zero=True)
+    return name
 
 
 def draw(
@@ -106,7 +149,7 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
     Raises ConfigError if there is no such model, or a file is in the way.
     """
     available_models(session, [model])
-    files = [folder / f"{i}-{model.replace(':', '-')}.png" for i in range(len(texts))]
+    files = [folder / f"{i}-{file_name(model)}.png" for i in range(len(texts))]
     taken = [file for file in files if file.exists()]
     if taken:
         raise ConfigError(f"{taken[0]} exists; choose another folder with --to")
@@ -120,6 +163,11 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
 
     only_main(keep)
     return files
+
+
+def file_name(model: str) -> str:
+    """A model's name as a part of a file's: `checkpoint-distill-20`."""
+    return model.replace(":", "-").replace("/", "-")
 
 
 def draw_pictures(
@@ -181,10 +229,10 @@ def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def draw_wall(session: Session, config: EvaluateConfig) -> Path:
-    """The same few prompts and seeds through every model, to OUT/samples, for the report."""
+    """The same few prompts and seeds through every model but checkpoints, to OUT/samples, for the report."""
     each = session.recipe.samples.prompts_per_label
     prompts = [p for group in evaluation_prompts(session, config).values() for p in spread(group, each)]
-    models = available_models(session, config.models)
+    models = [model for model in available_models(session, config.models) if not model.startswith(CHECKPOINT)]
     folder = session.out / "samples"
     once = config.model_copy(update={"images_per_prompt": 1})
     conditioning = session.encode(prompts)

@@ -9,25 +9,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from flowopd.checkpoint import TENSORS
 from flowopd.conditioning import Conditioning
-from flowopd.configs import AdapterConfig, DistillConfig
-from flowopd.errors import CheckpointError, ConfigError
-from flowopd.lora_file import Factors, LoraFile, peft_config, read_lora, weights_file
+from flowopd.errors import ConfigError
+from flowopd.lora_file import weights_file
 from flowopd.models import Model
-from flowopd.recipe import Recipe
 from flowopd.results import BASE, TEACHER
 from flowopd.session import Session
-from flowopd.stages.sample import FOLDERS, available_models, model_field
+from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_folder, known_checkpoints
+from flowopd.stages.sample import FOLDERS, available_models, model_field, model_lora
 from flowopd.strength import strengthened
 from flowopd.velocity import VelocityField
-
-CHECKPOINT = "checkpoint:"
-"""A checkpoint goes by `checkpoint:STAGE/STEP`."""
 
 HELD = 12
 """Adapters that stay loaded; those asked for last."""
@@ -59,7 +51,8 @@ class Shelf:
     def choices(self) -> list[Choice]:
         """What there is now, the base first and checkpoints last."""
         fixed = {BASE} | {TEACHER + name for name in self.session.recipe.teachers if self.session.whole_teacher(name)}
-        models = [*available_models(self.session), *checkpoints(self.session.out)]
+        kept = known_checkpoints(self.session.recipe, self.session.out)
+        models = [*available_models(self.session), *kept]
         return [Choice(model, model not in fixed) for model in models]
 
     @contextmanager
@@ -87,10 +80,8 @@ class Shelf:
         return f"{state.st_mtime_ns}-{state.st_size}" if state else ""
 
     def _choice(self, model: str) -> Choice:
-        known = {choice.name: choice for choice in self.choices()}
-        if model not in known:
-            raise ConfigError(f"there is no model {model!r} here; there are: {', '.join(known)}")
-        return known[model]
+        available_models(self.session, [model])
+        return next(choice for choice in self.choices() if choice.name == model)
 
     def _file(self, model: str) -> Path | None:
         """Where a model's adapter lies; None for the base and whole transformers."""
@@ -107,75 +98,12 @@ class Shelf:
         """The name under which a model's adapter is loaded, as its file is now."""
         name = f"{model.replace('.', '_')} of {self.stamp(model)}"
         if name not in self._loaded:
-            self.session.adapters.load(name, self._lora(model), allow_zero=True)
+            lora = model_lora(self.session, model)
+            assert lora is not None
+            self.session.adapters.load(name, lora, allow_zero=True)
             self._loaded[name] = None
         self._loaded.move_to_end(name)
         while len(self._loaded) > HELD:
             oldest, _ = self._loaded.popitem(last=False)
             self.session.adapters.remove(oldest)
         return name
-
-    def _lora(self, model: str) -> LoraFile:
-        if model.startswith(CHECKPOINT):
-            return checkpoint_lora(self.session.recipe, self.session.out, model)
-        if model in FOLDERS:
-            return read_lora(self.session.out / FOLDERS[model])
-        return read_lora(self.session.teacher_folder(model.removeprefix(TEACHER)))
-
-
-def checkpoints(run: Path) -> list[str]:
-    """The names of a run's checkpoints, stage by stage, the earliest first."""
-    found = [folder.parent for folder in (run / "checkpoints").glob(f"**/step-*/{TENSORS}")]
-    steps = [(str(f.parent.relative_to(run / "checkpoints")), f.name.removeprefix("step-")) for f in found]
-    return [f"{CHECKPOINT}{stage}/{step}" for stage, step in sorted(steps, key=_by_step) if step.isdigit()]
-
-
-def checkpoint_folder(run: Path, model: str) -> Path:
-    """The folder of a checkpoint by its name."""
-    stage, _, step = model.removeprefix(CHECKPOINT).rpartition("/")
-    return run / "checkpoints" / stage / f"step-{step}"
-
-
-def checkpoint_lora(recipe: Recipe, run: Path, model: str) -> LoraFile:
-    """The averaged weights of a checkpoint, as the adapter that the stage would end with.
-
-    Raises CheckpointError if it cannot be read, ConfigError if the recipe does not have its stage any more.
-    """
-    folder = checkpoint_folder(run, model)
-    stage = folder.parent.relative_to(run / "checkpoints").as_posix()
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read ({error}); draw with another") from error
-    averaged = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
-    shape = _shape(recipe, stage)
-    modules = {
-        name.removesuffix(".lora_A.weight"): _factors(averaged, name, shape)
-        for name in averaged
-        if name.endswith(".lora_A.weight")
-    }
-    return LoraFile({"peft_type": "LORA", **peft_config(modules)}, modules)
-
-
-def _factors(averaged: dict[str, Tensor], name: str, shape: AdapterConfig) -> Factors:
-    a, b = averaged[name], averaged[name.replace(".lora_A.", ".lora_B.")]
-    return Factors(a, b, shape.alpha / shape.rank)
-
-
-def _shape(recipe: Recipe, stage: str) -> AdapterConfig:
-    """The shape of the adapter that a stage trains."""
-    teacher = recipe.teachers.get(stage.removeprefix("teachers/"))
-    owners = {
-        "distill": recipe.distill,
-        "sft": recipe.distill or DistillConfig(),
-        "grpo_mix": recipe.grpo_mix,
-        f"teachers/{stage.removeprefix('teachers/')}": teacher.train if teacher else None,
-    }
-    owner = owners.get(stage)
-    if owner is None:
-        raise ConfigError(f"the recipe has no stage {stage!r} any more; its checkpoints cannot draw")
-    return owner.adapter
-
-
-def _by_step(place: tuple[str, str]) -> tuple[str, int]:
-    return place[0], int(place[1]) if place[1].isdigit() else 0
