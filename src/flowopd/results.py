@@ -165,13 +165,31 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
     reasons = {}
     for metric, teacher in owners.items():
         base, expert, student = (results.estimate(model, metric).mean for model in (BASE, TEACHER + teacher, STUDENT))
-        if expert > base:
-            shares[metric] = (student - base) / (expert - base)
-        else:
-            shares[metric] = None
+        shares[metric] = share_closed(base, expert, student)
+        if shares[metric] is None:
             reasons[metric] = f"the teacher ({expert:.3f}) is not above the base ({base:.3f})"
     settings = {**results.settings, "owners": dict(owners), "no_gap": reasons}
     return results.model_copy(update={"gap_closed": shares, "settings": settings})
+
+
+def share_closed(base: float, expert: float, student: float) -> float | None:
+    """`(student - base) / (expert - base)`; None where the expert is not above the base."""
+    return (student - base) / (expert - base) if expert > base else None
+
+
+def shares_closed(
+    student: Mapping[str, float], base: Mapping[str, float], experts: Mapping[str, float]
+) -> dict[str, float | None]:
+    """The share of each metric whose expert's mean is among `experts`, and under `average` that of them all together.
+
+    The last is the mean gain of the student over the mean gain of the experts: it does not blow up where one expert
+    gained little.
+    """
+    shares = {metric: share_closed(base[metric], expert, student[metric]) for metric, expert in experts.items()}
+    if not shares:
+        return {}
+    bases, theirs, own = (sum(means[metric] for metric in experts) for means in (base, experts, student))
+    return shares | {AVERAGE: share_closed(bases, theirs, own)}
 
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:

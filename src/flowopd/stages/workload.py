@@ -54,7 +54,11 @@ class Workload:
     @property
     def passes(self) -> float:
         """Rows of the whole training in units of a forward; a backward counts as two."""
-        return self.before + self.optim.updates * (self.forwards + 2 * self.rows["backward"])
+        return self.passes_until(self.optim.updates)
+
+    def passes_until(self, updates: int) -> float:
+        """Those of so many updates, none of which took more than another; nothing was done before the first."""
+        return (self.before + updates * (self.forwards + 2 * self.rows["backward"])) if updates else 0.0
 
     @property
     def together(self) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from flowopd.results import Estimate, bootstrap_average
 from flowopd.session import Session
-from flowopd.stages.evaluate import PER_PROMPT, RESULTS, counted, estimated, groups_of
+from flowopd.stages.evaluate import PER_PROMPT, RESULTS
+from flowopd.stages.judging import Scores, counted, estimated, groups_of
 from flowopd.stages.report.contents import read_rows
 from flowopd.stages.report.series import gap_curves, gap_tables
 from flowopd.stages.sample import evaluation_prompts, metric_prompts
@@ -21,9 +22,6 @@ from flowopd.suite import Claim, Run, load_runs, load_suite
 
 POINTS = 120
 """Points of a curve that a study keeps at most."""
-
-Scores = Mapping[str, np.ndarray]
-"""{metric: value (P,) of each prompt}"""
 
 
 def gather(path: Path, out: Path) -> Study:

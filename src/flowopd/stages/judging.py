@@ -1,0 +1,123 @@
+"""Models on the metrics of a recipe: the same prompts and seeds for each, a score a prompt, means with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from json import dumps
+
+import numpy as np
+import torch
+
+from flowopd.conditioning import Conditioning
+from flowopd.configs import EvaluateConfig, MetricConfig
+from flowopd.errors import ConfigError
+from flowopd.processes import own_rows, whole
+from flowopd.prompts import Prompt
+from flowopd.recipe import RUN
+from flowopd.results import AVERAGE, TEACHER, Estimate, bootstrap_average, bootstrap_grouped
+from flowopd.rewards import Reward
+from flowopd.session import Session
+from flowopd.stages.sample import (
+    asked,
+    draw_pictures,
+    evaluation_prompts,
+    even_batch,
+    metric_prompts,
+    repeated,
+)
+from flowopd.stages.watch import check_finite
+
+Scores = Mapping[str, np.ndarray]
+"""{metric: value (P,) of each prompt}"""
+
+
+@dataclass(frozen=True, eq=False)
+class Judging:
+    """Judges by metric and prompts by label and split, ready for any model of a session."""
+
+    session: Session
+    config: EvaluateConfig
+    judges: Mapping[str, Reward]
+    prompts: Mapping[tuple[str, str], Sequence[Prompt]]
+    conditioning: Conditioning
+
+    @classmethod
+    def of(cls, session: Session) -> Judging:
+        """That of a recipe. Raises ConfigError if it has no `evaluate`, or names a judge that there is not."""
+        config = session.recipe.evaluate
+        if config is None:
+            raise ConfigError("the recipe has no `evaluate`; add its metrics")
+        session.reach_judges(metric.reward for metric in config.metrics.values())
+        judges = {name: session.judge(metric.reward) for name, metric in config.metrics.items()}
+        prompts = evaluation_prompts(session, config)
+        conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
+        return cls(session, config, judges, prompts, conditioning)
+
+    def scores(self, model: str) -> Scores:
+        """What a model's pictures get. Raises NumericsError for a score that is not finite."""
+        config = self.config
+        pictures = {
+            source: draw_pictures(self.session, model, group, config, self.conditioning, own_pictures(group, config))
+            for source, group in self.prompts.items()
+        }
+        return {name: self._judged(name, pictures[asked(metric, config)]) for name, metric in config.metrics.items()}
+
+    def estimates(self, scores: Scores) -> dict[str, Estimate]:
+        """A row of the table from its scores."""
+        return estimated(self.config, metric_prompts(self.config, self.prompts), scores)
+
+    def _judged(self, name: str, pictures: np.ndarray) -> np.ndarray:
+        """A judge's value (P,) of each prompt, the mean of its pictures; each process judges the pictures it drew."""
+        metric, copies = self.config.metrics[name], self.config.images_per_prompt
+        prompts = self.prompts[asked(metric, self.config)]
+        many, rows = repeated(prompts, copies), own_pictures(prompts, self.config)
+        own = self.judges[name](pictures, many[rows]).value if many[rows] else np.empty(0)
+        values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
+        check_finite(f"reward {metric.reward!r}", values, many)
+        return values.reshape(-1, copies).mean(1)
+
+
+def own_pictures(prompts: Sequence[Prompt], config: EvaluateConfig) -> slice:
+    """This process's share of a label's pictures, in whole micro-batches: which pictures are drawn together, and so
+    their every bit, does not depend on the number of processes."""
+    pictures = len(prompts) * config.images_per_prompt
+    return own_rows(pictures, even_batch(pictures, config.micro_batch))
+
+
+def estimated(config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Scores) -> dict[str, Estimate]:
+    """Every metric's estimate, from a value (P,) of each of its prompts, and `average` over those not held out."""
+    groups = {name: groups_of(metric, prompts[name]) for name, metric in config.metrics.items()}
+    row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
+    return row | {AVERAGE: bootstrap_average({name: values[name] for name in counted(config)}, groups)}
+
+
+def counted(config: EvaluateConfig) -> list[str]:
+    """The metrics of the average."""
+    return [name for name, metric in config.metrics.items() if not metric.held_out]
+
+
+def groups_of(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
+    """The group of each prompt, over whose means the metric is a mean: its tag, or one for all."""
+    return [str(prompt.metadata.get("tag", "")) if metric.grouped else "" for prompt in prompts]
+
+
+def settings_of(session: Session, config: EvaluateConfig, models: Sequence[str] = ()) -> dict[str, object]:
+    """What the numbers of these models depend on, the run's own weights aside, with a hash of it."""
+    teachers = [model.removeprefix(TEACHER) for model in models if model.startswith(TEACHER)]
+    judged = {".".join(asked(metric, config)) for metric in config.metrics.values()}
+    return hashed(
+        {
+            **session.recipe.parts(*RUN),
+            "evaluate": config.model_dump(mode="json", exclude={"models", "checkpoints"}),
+            "sha256": session.hashes(teachers),
+            "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name in judged},
+        }
+    )
+
+
+def hashed(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings with the hash of them all, `hash`."""
+    plain = {key: value for key, value in settings.items() if key != "hash"}
+    return plain | {"hash": sha256(dumps(plain, sort_keys=True).encode()).hexdigest()}
