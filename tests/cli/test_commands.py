@@ -15,6 +15,7 @@ from flowopd import durable
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.results import Results
+from flowopd.stages.curve import Curve
 
 LABELS = ("composition", "quality")
 SHORT = (
@@ -120,7 +121,27 @@ def test_eval_without_a_limit_takes_every_prompt(flowopd, done, world):
     assert Results.load(done / "results.json").estimate("student", "quality").n == len(lines)
 
 
-@pytest.mark.parametrize("model", ["base", "teacher:quality", "merge", "student"])
+def test_eval_takes_rows_by_name_checkpoints_among_them(flowopd, done):
+    assert flowopd("eval", "--out", done, "--models", "base,checkpoint:distill/2").code == 0
+    assert list(Results.load(done / "results.json").models) == ["base", "checkpoint:distill/2"]
+    wrong = flowopd("eval", "--out", done, "--models", "base,checkpoint:distill/20")
+    assert wrong.code == 2 and "did you mean 'checkpoint:distill/2'?" in wrong.err
+
+
+def test_eval_of_checkpoints_writes_a_curve(flowopd, done):
+    assert flowopd("eval", "--out", done, "--models", "student", "--checkpoints").code == 0
+    assert [point.update for point in Curve.load(done / "curve.json").points] == [0, 2]
+
+
+def test_interference_prints_a_table_and_says_where_it_lies(flowopd, done):
+    made = flowopd("interference", "--out", done, "--repeats", 1)
+    assert made.code == 0 and made.out.splitlines()[-1] == str(done / "interference.json")
+    assert "loss of distill, weights of student" in made.out and "composition" in made.out
+    wrong = flowopd("interference", "--out", done, "--stage", "grpo_mix")
+    assert wrong.code == 2 and "the recipe has no 'grpo_mix'" in wrong.err
+
+
+@pytest.mark.parametrize("model", ["base", "teacher:quality", "merge", "student", "checkpoint:distill/2"])
 def test_sample_draws_with_every_model_of_a_run(flowopd, done, tmp_path, model):
     made = flowopd("sample", "--out", done, "--model", model, "-p", "a red bolt", "-p", "a ring", "--to", tmp_path)
     files = made.out.split()

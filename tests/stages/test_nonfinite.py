@@ -49,7 +49,7 @@ def poisoned(monkeypatch):
             now[:] = [step == update]
             return call(self, step)
 
-        updates = getattr(module, "DistillUpdate", None) or module._Update
+        updates = getattr(module, "DistillUpdate", None) or getattr(module, "PolicyUpdate", None) or module._Update
         for name in ("__call__", "repeat"):
             call = getattr(updates, name, None)
             if call is not None:

@@ -68,6 +68,7 @@ PANELS = {
         "report": models.report,
         "studio": studio.studio,
         "study": studying.study,
+        "interference": studying.interference,
         "export": models.export,
     },
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowopd.recipe import Recipe
     from flowopd.results import Results
     from flowopd.stages.doctor import Check
+    from flowopd.stages.interference import Cosines
 
 WIDE = 120
 """Columns of a table that goes to a file or another program."""
@@ -43,6 +44,30 @@ def show_results(results: Results) -> None:
     console.print(table)
     for metric, share in results.gap_closed.items():
         console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}")
+
+
+def show_cosines(measured: Sequence[Cosines]) -> None:
+    """Print a table of tasks against tasks for each measurement."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowopd.processes import is_main
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE, quiet=not is_main())
+    for one in measured:
+        table = Table(title=f"loss of {one.stage}, weights of {one.model}: mean cosine ± spread over repeats")
+        table.add_column("task")
+        for task in one.tasks:
+            table.add_column(task, justify="right")
+        for task, means, spreads in zip(one.tasks, one.mean, one.spread, strict=True):
+            table.add_row(task, *map(_cosine, means, spreads))
+        console.print(table)
+
+
+def _cosine(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return "no gradient"
+    return f"{mean:+.3f}" + ("" if spread is None else f" [dim]±{spread:.3f}[/dim]")
 
 
 def show_checks(checks: Sequence[Check]) -> None:

@@ -1,4 +1,4 @@
-"""The command that makes a page of many runs."""
+"""Commands that measure what a run's training was like, and that make a page of many runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import OUTPUT, Out
-from flowopd.cli.shown import finish
+from flowopd.cli.flags import MODELS, OUTPUT, RUN, Out, Sets, existing_session
+from flowopd.cli.shown import finish, show_cosines
 
 
 def study(
@@ -26,3 +26,34 @@ def study(
     from flowopd.stages.study import write_study
 
     finish(write_study(recipe_path(suite), out, to), f"read {to}")
+
+
+def interference(
+    out: Out = Path("runs/demo"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose weights: student, grpo_mix, base, merge, checkpoint:STAGE/STEP, or start, a stage's own start.",
+            show_default="what the stage made",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose loss: distill or grpo_mix.", show_default="those of the recipe", rich_help_panel=MODELS
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often two batches of every task are compared.", rich_help_panel=RUN)
+    ] = 8,
+    sets: Sets = None,
+) -> None:
+    """Do the tasks pull apart? Cosines between the gradients of their losses, with their noise, to interference.json.
+
+    Example: `flowopd interference --out runs/demo --model start --repeats 4`
+    """
+    from flowopd.stages import interference as measuring
+
+    show_cosines(measuring.write_interference(existing_session(None, sets or [], out), stage, model, repeats))
+    finish(out / measuring.INTERFERENCE, "name it in a suite's pictures.interference, for flowopd study")

@@ -174,8 +174,18 @@ def _config(session: Session) -> DistillConfig:
     return config
 
 
-def _distillation(session: Session, teachers: Sequence[str], view: View) -> Distillation:
-    config = _config(session)
+def update_on(
+    session: Session, config: DistillConfig, prompts: Mapping[str, Sequence[Prompt]], view: View
+) -> DistillUpdate:
+    """An update of the student on these prompts by label, with settings beside the recipe's; all models are loaded."""
+    lesson = _distillation(session, list(session.recipe.teachers) if config.distillation else [], view, config)
+    return DistillUpdate(config, Place.of(session), lesson, session.route(list(prompts)), prompts, view.conditioning)
+
+
+def _distillation(
+    session: Session, teachers: Sequence[str], view: View, config: DistillConfig | None = None
+) -> Distillation:
+    config = config or _config(session)
     sampling, anchor = config.sampling, config.anchor
 
     @cache

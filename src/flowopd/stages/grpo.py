@@ -51,13 +51,13 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     that says nothing.
     """
     session.reach_judges(task.reward for task in policy.tasks)
-    tasks = [_task(session, task) for task in policy.tasks]
+    tasks = [make_task(session, task) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
     single = replace(policy, config=policy.config.model_copy(update={"micro_batch": 1}))
     config, every = policy.config, [prompt for task in tasks for prompt in task.prompts]
     trained = Trained(policy.name, config.sampling, config.micro_batch, every, conditioning)
-    watch = Guard(session, trained, repeat=lambda view: _Update(session, single, tasks, view).repeat)
+    watch = Guard(session, trained, repeat=lambda view: PolicyUpdate(session, single, tasks, view).repeat)
     trainer = Trainer(session.adapters.parameters(policy.name), policy.config.optim, watch)
     hashes, rewards = session.prompt_hashes(), {task.reward for task in policy.tasks}
     common = {
@@ -68,7 +68,7 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     }
     checkpoints = Checkpoints(session.out / "checkpoints" / policy.folder, {**common, **identity})
     with session.adapters.using(policy.name):
-        update = _Update(session, policy, tasks, Plain(conditioning))
+        update = PolicyUpdate(session, policy, tasks, Plain(conditioning))
         images = config.prompts_per_update * config.group
         trainer.run(update, session.tracker(policy.stage, config.optim.updates, images), checkpoints)
     folder = session.out / policy.folder
@@ -94,13 +94,14 @@ class Task:
         return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _task(session: Session, config: TaskConfig) -> Task:
+def make_task(session: Session, config: TaskConfig) -> Task:
+    """A task with its judge and its prompts. Raises ConfigError for an unknown reward, or a label without prompts."""
     watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience, config.detail)
     return Task(session.judge(config.reward), config, session.prompts(config.prompts, "train"), watch)
 
 
-class _Update:
-    """One update, a function of the seed and the step alone."""
+class PolicyUpdate:
+    """One update on some tasks, a function of the seed and the step alone."""
 
     def __init__(self, session: Session, policy: Policy, tasks: Sequence[Task], view: View) -> None:
         self.session, self.config, self.tasks = session, policy.config, tasks

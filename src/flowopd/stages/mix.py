@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowopd.configs import MixConfig
 from flowopd.errors import ConfigError
 from flowopd.identity import lasting
 from flowopd.lora_file import read_lora, sha256_of
@@ -25,5 +26,9 @@ def train_mix(session: Session) -> Path:
         "grpo_mix": lasting(config),
         "sha256_coldstart": sha256_of(started) if started else None,
     }
-    policy = Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, list(config.tasks.values()))
-    return train_policy(session, policy, identity, read_lora(started) if started else None)
+    return train_policy(session, mix_policy(config), identity, read_lora(started) if started else None)
+
+
+def mix_policy(config: MixConfig) -> Policy:
+    """What is trained on all tasks at once."""
+    return Policy(GRPO_MIX, GRPO_MIX, GRPO_MIX, config, list(config.tasks.values()))
