@@ -220,7 +220,7 @@ def with_value(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]
     return {**tree, first: with_value(below if isinstance(below, dict) else {}, rest, value) if rest else value}
 
 
-KINDS = ("merge", "sft", "[key]")
+KINDS = ("merge", "sft", "[key]", "a claim", "a claim within")
 """Tags of unions, and of keys: pydantic puts them into the path of an error."""
 
 

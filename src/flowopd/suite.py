@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from flowopd.configs import SEEDS, Name, Strict
 from flowopd.errors import ConfigError
@@ -57,12 +57,48 @@ class Claim(Strict):
     at_least: float = 0.0
 
 
+class Reach(Strict):
+    """What is held to be true of two rows' trainings: `of` reaches the best average of `over` within a share of the
+    passes that `over` took to it, .1 for a tenth.
+
+    Both rows need their curves: `evaluate.checkpoints`.
+    """
+
+    says: str
+    of: str
+    over: str
+    within: float = Field(gt=0)
+
+
+class Compute(Strict):
+    """The rows whose quality is shown against what their training took."""
+
+    rows: tuple[str, ...] = Field(min_length=1)
+    experts: str | None = Field(None, description="the row of base and experts, for the gap closed; none leaves it out")
+    reach: str | None = Field(None, description="the row whose best average the others are asked for; none is nobody's")
+
+
 class Pictures(Strict):
     """Which rows or tables the study's figures show; none is no such figure."""
 
     forgetting: str | None = Field(None, description="the row of base and experts")
     gaps: str | None = Field(None, description="the row whose distillation is shown")
     seesaw: str | None = Field(None, description="the table of runs with more and more rewards")
+    interference: tuple[str, ...] | None = Field(
+        None, description="models as ROW/MODEL, whose tasks' gradients were compared by `flowopd interference`"
+    )
+
+
+ABOVE, WITHIN = "a claim", "a claim within"
+"""Tags of the two kinds of claims, and of nothing else."""
+
+
+def _kind(claim: Any) -> str:
+    """The tag of a claim, which its keys tell."""
+    return WITHIN if isinstance(claim, Reach) or (isinstance(claim, Mapping) and "within" in claim) else ABOVE
+
+
+AnyClaim = Annotated[Annotated[Claim, Tag(ABOVE)] | Annotated[Reach, Tag(WITHIN)], Discriminator(_kind)]
 
 
 class Suite(Strict):
@@ -70,14 +106,17 @@ class Suite(Strict):
 
     rows: dict[Name, Row] = Field(min_length=1)
     tables: dict[str, Table] = Field({})
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[AnyClaim, ...] = ()
     pictures: Pictures = Pictures()
+    compute: Compute | None = Field(None)
 
     @model_validator(mode="after")
     def _names_its_rows(self) -> Suite:
         shown = [row for table in self.tables.values() for row in table.rows]
         claimed = [name.split("/")[0] for claim in self.claims for name in (claim.of, claim.over)]
-        unknown = [row for row in (*shown, *claimed) if row not in self.rows]
+        drawn = [name.split("/")[0] for name in self.pictures.interference or ()]
+        spent = (*self.compute.rows, self.compute.experts, self.compute.reach) if self.compute else ()
+        unknown = [row for row in (*shown, *claimed, *drawn, *spent) if row is not None and row not in self.rows]
         if unknown:
             raise ValueError(f"there is no row {unknown[0]!r} to show; the rows are {', '.join(self.rows)}")
         return self

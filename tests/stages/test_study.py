@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from flowopd.errors import DataError
-from flowopd.pipeline import run
+from flowopd.pipeline import open_run, run
 from flowopd.results import AVERAGE, Results
+from flowopd.stages.curve import CURVE, Curve
+from flowopd.stages.interference import INTERFERENCE, Cosines, Interference, write_interference
 from flowopd.stages.study import STUDY, Study, page, write_page, write_study
+from flowopd.stages.study.effort import best, first_as_good, reached
+from flowopd.stages.study.pictures import compute, gaps
+from flowopd.stages.study.records import Gap, Spot
 from flowopd.stages.workload import workloads
-from flowopd.suite import load_runs
+from flowopd.suite import Compute, Reach, load_runs
 
 MEANS = ("composition", "quality")
 
@@ -20,7 +25,8 @@ def studied(world, tmp_path_factory):
     """The file of a suite, the folder of its runs, and the folder of its page; the last row is not run."""
     folder = tmp_path_factory.mktemp("study")
     recipe = world.whole()
-    recipe["evaluate"]["models"] = ["student"]
+    recipe["evaluate"] |= {"models": ["student"], "checkpoints": True}
+    recipe["distill"]["optim"] |= {"checkpoint_every": 1, "keep": None}
     (folder / "student.yaml").write_text(json.dumps(recipe))
     experts = {key: value for key, value in world.whole().items() if key not in ("distill", "coldstart")}
     (folder / "experts.yaml").write_text(json.dumps(experts))
@@ -42,12 +48,16 @@ def studied(world, tmp_path_factory):
                 "over_metrics": ["unlearnt"],
             },
             {"says": "later", "of": "later/student", "over": "experts/base"},
+            {"says": "as soon as itself", "of": "student", "over": "student", "within": 1},
+            {"says": "later within", "of": "later", "over": "student", "within": 0.1},
         ],
-        "pictures": {"forgetting": "experts", "gaps": "student"},
+        "pictures": {"forgetting": "experts", "gaps": "student", "interference": ["student/student", "later/student"]},
+        "compute": {"rows": ["student", "later"], "experts": "experts", "reach": "student"},
     }
     (folder / "all.yaml").write_text(json.dumps(suite))
     for planned in load_runs(folder / "all.yaml", folder / "runs", only=["experts", "student"]):
         run(planned.recipe, planned.folder)
+    write_interference(open_run(planned.recipe, planned.folder), repeats=1)
     write_study(folder / "all.yaml", folder / "runs", folder / "docs")
     return folder
 
@@ -109,7 +119,7 @@ def test_the_page_shows_every_table_claim_and_figure(studied, study):
     for words in ("## Main", "All of it.", "| base |", "| student |", "student above base", "`later/seed-0`"):
         assert words in text
     assert "**does not hold**" in text and "not measured yet" in text
-    for figure in ("forgetting", "gaps"):
+    for figure in ("forgetting", "gaps", "compute", "interference"):
         assert f"](results/{figure}.png)" in text and (studied / "docs" / "results" / f"{figure}.png").stat().st_size
 
 
@@ -127,6 +137,115 @@ def test_a_study_that_is_not_there_or_no_study_is_refused(tmp_path):
 
 
 def test_a_study_without_runs_has_an_honest_page(studied, study):
-    empty = study.model_copy(update={"lines": {}, "costs": {}, "gaps": {}, "missing": ["a/seed-0"], "verdicts": []})
+    nothing = {"lines": {}, "costs": {}, "gaps": {}, "curves": {}, "interference": {}, "verdicts": []}
+    empty = study.model_copy(update={**nothing, "missing": ["a/seed-0"]})
     text = page(empty, {})
     assert "Not run yet" in text and "## Main" not in text
+
+
+def spot(update, average, passes=None, seconds=None, stage="distill"):
+    passes = 100.0 * update if passes is None else passes
+    return Spot(stage=stage, update=update, passes=passes, seconds=seconds, average=average, closed=None)
+
+
+def test_a_row_s_curve_is_the_mean_of_its_seeds(studied, study):
+    curves = [Curve.load(studied / "runs" / "student" / f"seed-{seed}" / CURVE).points for seed in (0, 1)]
+    for i, found in enumerate(study.curves["student"]):
+        points = [curve[i] for curve in curves]
+        assert (found.stage, found.update, found.passes) == ("distill", i, points[0].passes)
+        assert found.average == pytest.approx(np.mean([point.metrics[AVERAGE].mean for point in points]))
+        assert found.seconds == pytest.approx(np.mean([point.seconds for point in points]))
+    assert len(study.curves["student"]) == 3 and "experts" not in study.curves
+
+
+def test_the_last_spot_closes_the_gap_as_the_row_does(study):
+    base, line = study.lines["experts/base"].metrics, study.lines["student/student"].metrics
+    experts = {name: study.lines[f"experts/teacher:{name}"].metrics[name].mean for name in MEANS}
+    gained, could = (
+        sum(values[name] - base[name].mean for name in MEANS)
+        for values in ({name: line[name].mean for name in MEANS}, experts)
+    )
+    assert study.curves["student"][-1].closed == pytest.approx(gained / could if could > 0 else None)
+
+
+def test_a_claim_of_compute_is_measured_where_both_curves_are_there(study):
+    itself, later = study.verdicts[4:]
+    assert itself.holds and itself.first == itself.best == best(study.curves["student"])
+    assert later.holds is None and later.best is not None
+
+
+CURVES = {
+    "slow": [spot(0, 0.2), spot(10, 0.5), spot(20, 0.7), spot(30, 0.6)],
+    "fast": [spot(0, 0.3), spot(1, 0.6), spot(2, 0.71), spot(3, 0.9)],
+    "weak": [spot(0, 0.2), spot(40, 0.69)],
+    "ready": [spot(0, 0.8), spot(1, 0.7)],
+}
+
+
+@pytest.mark.parametrize(
+    ("of", "over", "within", "share", "holds"),
+    [
+        ("fast", "slow", 0.1, 0.1, True),
+        ("fast", "slow", 0.09, 0.1, False),
+        ("weak", "slow", 9, None, False),
+        ("slow", "weak", 0.5, 0.5, True),
+        ("fast", "ready", 9, None, False),
+        ("ready", "ready", 0.1, None, True),
+        ("gone", "slow", 9, None, None),
+        ("fast", "gone", 9, None, None),
+    ],
+)
+def test_a_row_reaches_the_best_of_another_at_its_first_spot_that_is_as_good(of, over, within, share, holds):
+    found = reached(Reach(says="S", of=of, over=over, within=within), CURVES)
+    assert (found.share, found.holds) == (share, holds)
+
+
+def test_the_best_spot_is_the_earliest_of_equals():
+    curve = [spot(0, 0.1), spot(1, 0.5), spot(2, 0.5)]
+    assert best(curve).update == 1 and first_as_good(curve, 0.5).update == 1 and first_as_good(curve, 0.6) is None
+
+
+def test_the_page_tells_who_reaches_whom_when(study):
+    curves = {"student": [spot(0, 0.2, seconds=0.0), spot(4, 0.75, seconds=8.0)], "mix": CURVES["slow"]}
+    asked = Compute(rows=("student", "mix", "weak"), reach="mix")
+    verdict = reached(Reach(says="in a fifth", of="student", over="mix", within=0.2), curves)
+    never = reached(Reach(says="never so good", of="mix", over="student", within=0.2), curves)
+    changes = {"curves": curves, "compute": asked, "verdicts": [verdict, never]}
+    text = page(study.model_copy(update=changes), {})
+    assert "| in a fifth | 20% of the passes | 20.0% |  | **holds** |" in text
+    assert "| never so good | 20% of the passes | never |  | **does not hold** |" in text
+    assert "| student | 0.750 |  | distill 4 | 400 | 8 | distill 4 | 400 | 8 | 20.0% |  |" in text
+    assert "| mix | 0.700 |  | distill 20 | 2,000 |  | distill 20 | 2,000 |  | 100.0% |  |" in text
+    assert "0.700 after" in text and "| weak |" not in text
+
+
+def test_a_figure_of_compute_has_a_line_a_row_and_leaves_out_what_is_not_known(study):
+    asked = Compute(rows=("slow", "fast", "gone"))
+    shown = study.model_copy(update={"curves": {"slow": CURVES["slow"], "fast": CURVES["fast"]}})
+    by_passes, by_seconds = compute(shown, asked).axes
+    assert [len(line.get_xdata()) for line in by_passes.get_lines()] == [4, 4]
+    assert [len(line.get_xdata()) for line in by_seconds.get_lines()] == [0, 0]
+    assert compute(study.model_copy(update={"curves": {}}), asked) is None
+
+
+def test_gaps_are_shown_with_the_share_that_closed(study):
+    gap = Gap(first={"a": [2.0, 1.0], "b": [4.0, None]}, last={"a": [0.5, 1.0], "b": [1.0, None]}, curve=[])
+    figure = gaps(study.model_copy(update={"gaps": {"student": gap}}), "student")
+    words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert words == [["2", "4", "1"], ["0.5", "1", "1"], ["75%", "75%", "0%"]]
+
+
+def test_interference_is_that_of_the_row_s_run(studied, study):
+    own = Interference.load(studied / "runs" / "student" / "seed-1" / INTERFERENCE).measured
+    assert study.interference == {"student/student": list(own)}
+    text = (studied / "docs" / "RESULTS.md").read_text()
+    assert f"| student/student | distill | {own[0].same:+.3f} | {own[0].others:+.3f} |" in text
+
+
+def test_a_ratio_of_cosines_needs_a_gradient_that_is_known(study):
+    unknown = [[None, 0.1], [0.1, None]]
+    one = Cosines(
+        stage="grpo_mix", model="student", seed=0, repeats=1, tasks=["a", "b"], mean=unknown, spread=unknown, norms={}
+    )
+    text = page(study.model_copy(update={"interference": {"x/student": [one]}}), {})
+    assert "| x/student | grpo_mix |  | +0.100 |  | 1 |" in text

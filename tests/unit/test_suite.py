@@ -4,7 +4,7 @@ import pytest
 
 from flowopd.errors import ConfigError
 from flowopd.recipe import load_recipe
-from flowopd.suite import Run, load_runs
+from flowopd.suite import Claim, Reach, Run, load_runs, load_suite
 
 PARENT = "base: here\nseed: 3\ndistill: {samples_per_label: 5, optim: {updates: 7, ema: 0.5}}\n"
 
@@ -78,6 +78,13 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
         ("rows: {a: {recipe: child.yaml}}", ["b"], "has no row 'b'; it has: a"),
         ("rows: {a: {recipe: child.yaml}}\ntables: {t: {title: T, rows: [b]}}", [], "no row 'b' to show"),
         ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a/x, over: b/x}]", [], "no row 'b' to show"),
+        ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: b, within: 1}]", [], "no row 'b' to show"),
+        ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: a, within: 0}]", [], "claims.0.within: Inp"),
+        ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: a, withn: 1}]", [], "key 'claims.0.withn'"),
+        ("rows: {a: {recipe: child.yaml}}\nclaims: [7]", [], "claims.0"),
+        ("rows: {a: {recipe: child.yaml}}\ncompute: {rows: [a, b]}", [], "no row 'b' to show"),
+        ("rows: {a: {recipe: child.yaml}}\ncompute: {rows: [a], reach: b}", [], "no row 'b' to show"),
+        ("rows: {a: {recipe: child.yaml}}\npictures: {interference: [b/student]}", [], "no row 'b' to show"),
     ],
 )
 def test_a_wrong_suite_is_refused(folder, tmp_path, text, only, words):
@@ -88,3 +95,9 @@ def test_a_wrong_suite_is_refused(folder, tmp_path, text, only, words):
 def test_rows_are_for_suites(folder, tmp_path):
     with pytest.raises(ConfigError, match="is a recipe and has no rows"):
         load_runs(folder / "child.yaml", tmp_path, only=["a"])
+
+
+def test_a_claim_is_of_quality_or_of_compute_by_its_keys(folder):
+    claims = "claims: [{says: S, of: a/x, over: a/y}, {says: T, of: a, over: a, within: .1}]"
+    path = suite(folder, "rows: {a: {recipe: child.yaml}}\n" + claims)
+    assert [type(claim) for claim in load_suite(path).claims] == [Claim, Reach]

@@ -11,14 +11,17 @@ import numpy as np
 
 from flowopd.results import Estimate, bootstrap_average
 from flowopd.session import Session
+from flowopd.stages.curve import Yardstick, yardstick
 from flowopd.stages.evaluate import PER_PROMPT, RESULTS
+from flowopd.stages.interference import INTERFERENCE, Cosines, Interference
 from flowopd.stages.judging import Scores, counted, estimated, groups_of
 from flowopd.stages.report.contents import read_rows
-from flowopd.stages.report.series import gap_curves, gap_tables
+from flowopd.stages.report.series import elapsed, gap_curves, gap_tables
 from flowopd.stages.sample import evaluation_prompts, metric_prompts
-from flowopd.stages.study.records import Cost, Gap, Line, Study, Verdict
+from flowopd.stages.study.effort import reached, spots
+from flowopd.stages.study.records import Cost, Gap, Line, Spot, Study, Verdict
 from flowopd.stages.workload import workloads
-from flowopd.suite import Claim, Run, load_runs, load_suite
+from flowopd.suite import Claim, Reach, Run, Suite, load_runs, load_suite
 
 POINTS = 120
 """Points of a curve that a study keeps at most."""
@@ -34,6 +37,12 @@ def gather(path: Path, out: Path) -> Study:
     rows = {name: mine for name in suite.rows if (mine := [run for run in done if run.row == name])}
     scores = {name: _scores(mine) for name, mine in rows.items()}
     judged = {name: _Judged(mine[0]) for name, mine in rows.items()}
+    lines = {
+        f"{row}/{model}": _line(judged[row], by_seed)
+        for row, models in scores.items()
+        for model, by_seed in models.items()
+    }
+    curves = _curves(suite, rows, lines)
     manifests = [json.loads((run.folder / "manifest.json").read_text()) for run in done]
     return Study(
         suite=f"{path.parent.name}/{path.name}",
@@ -42,16 +51,41 @@ def gather(path: Path, out: Path) -> Study:
         rows=suite.rows,
         tables=suite.tables,
         pictures=suite.pictures,
-        lines={
-            f"{row}/{model}": _line(judged[row], by_seed)
-            for row, models in scores.items()
-            for model, by_seed in models.items()
-        },
+        lines=lines,
         costs={row: _cost(mine) for row, mine in rows.items()},
         gaps={row: gap for row, mine in rows.items() if (gap := _gap(mine[0])) is not None},
-        verdicts=[_verdict(claim, scores, judged) for claim in suite.claims],
+        verdicts=[
+            reached(claim, curves) if isinstance(claim, Reach) else _verdict(claim, scores, judged)
+            for claim in suite.claims
+        ],
+        compute=suite.compute,
+        curves=curves,
+        interference=_interference(suite, runs),
         missing=[f"{run.row}/seed-{run.seed}" for run in runs if run not in done],
     )
+
+
+def _curves(suite: Suite, rows: Mapping[str, Sequence[Run]], lines: Mapping[str, Line]) -> dict[str, list[Spot]]:
+    """The curve of each row whose runs have one."""
+    row, held = suite.compute.experts if suite.compute else None, Yardstick()
+    if row in rows:
+        models = {name.split("/", 1)[1]: line.metrics for name, line in lines.items() if name.split("/")[0] == row}
+        held = yardstick(rows[row][0].recipe.evaluate, models)
+    found = {name: spots(mine, held) for name, mine in rows.items()}
+    return {name: curve for name, curve in found.items() if curve}
+
+
+def _interference(suite: Suite, runs: Sequence[Run]) -> dict[str, list[Cosines]]:
+    """What was measured of each model that is shown, in the first run of its row that has it."""
+    found: dict[str, list[Cosines]] = {}
+    for name in suite.pictures.interference or ():
+        row, model = name.split("/", 1)
+        for run in runs:
+            file = run.folder / INTERFERENCE
+            if run.row == row and name not in found and file.exists():
+                mine = [one for one in Interference.load(file).measured if one.model == model]
+                found |= {name: mine} if mine else {}
+    return found
 
 
 class _Judged:
@@ -124,9 +158,9 @@ def _cost(runs: Sequence[Run]) -> Cost:
 
 
 def _seconds(run: Run, stage: str) -> float:
-    """What a stage's updates took, over all the times that it was taken up again: its clock starts anew each time."""
-    clock = [row["seconds"] for row in read_rows(run.folder / "metrics.jsonl") if row["stage"] == stage]
-    return sum(now - before if now > before else now for before, now in zip([0.0, *clock], clock, strict=False))
+    """What a stage's updates took, over all the times that it was taken up again."""
+    rows = read_rows(run.folder / "metrics.jsonl")
+    return elapsed(np.array([row["seconds"] for row in rows if row["stage"] == stage]))
 
 
 def _gap(run: Run) -> Gap | None:
@@ -136,13 +170,7 @@ def _gap(run: Run) -> Gap | None:
     tables = list(gap_tables(rows, labels).values())
     if not tables:
         return None
-    first, last = (
-        {
-            label: [None if math.isnan(value) else float(value) for value in table[:, i]]
-            for i, label in enumerate(labels)
-        }
-        for table in tables
-    )
+    first, last = ({label: _numbers(table[:, i]) for i, label in enumerate(labels)} for table in tables)
     every = -(-len(rows) // POINTS)
     return Gap(first=first, last=last, curve=[(int(row["step"]), float(row["gap"])) for row in rows[::every]])
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import singledispatch
 
 from flowopd.results import AVERAGE
-from flowopd.stages.study.records import Line, Study, Verdict
+from flowopd.stages.study.effort import best, first_as_good
+from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, share
 from flowopd.stages.summary import cell, line
 from flowopd.suite import Table
 
@@ -21,6 +23,8 @@ def page(study: Study, pictures: Mapping[str, str]) -> str:
         *_missing(study),
         *_claims(study.verdicts),
         *(part for name in study.tables for part in _table(study, study.tables[name])),
+        *_compute(study),
+        *_interference(study),
         *(f"## {caption}\n\n![{caption}]({file})" for caption, file in pictures.items()),
         *_costs(study),
         *_provenance(study),
@@ -34,17 +38,36 @@ def _missing(study: Study) -> list[str]:
     return [f"Not run yet, and so missing below: {', '.join(f'`{name}`' for name in study.missing)}."]
 
 
-def _claims(verdicts: Sequence[Verdict]) -> list[str]:
+def _claims(verdicts: Sequence[Verdict | Reached]) -> list[str]:
     if not verdicts:
         return []
     rows = [line("claim", "asked", "measured", "interval", ""), line("---", "---:", "---:", "---:", "---")]
-    for verdict in verdicts:
-        found, asked = verdict.measured, f"{verdict.claim.at_least:+.3f}"
-        measured = (
-            ("", "") if found is None else (f"{found.mean:+.3f}", f"{found.ci95[0]:+.3f} to {found.ci95[1]:+.3f}")
-        )
-        rows.append(line(verdict.claim.says, asked, *measured, _standing(verdict)))
+    rows += [line(verdict.claim.says, *_measured(verdict)) for verdict in verdicts]
     return ["## What was claimed", "\n".join(rows)]
+
+
+@singledispatch
+def _measured(verdict: Verdict | Reached) -> tuple[str, str, str, str]:
+    """What was asked, what was measured with its interval, and whether that holds."""
+    raise AssertionError(verdict)
+
+
+@_measured.register
+def _(verdict: Verdict) -> tuple[str, str, str, str]:
+    found, asked = verdict.measured, f"{verdict.claim.at_least:+.3f}"
+    if found is None:
+        return asked, "", "", _standing(verdict)
+    return asked, f"{found.mean:+.3f}", f"{found.ci95[0]:+.3f} to {found.ci95[1]:+.3f}", _standing(verdict)
+
+
+@_measured.register
+def _(verdict: Reached) -> tuple[str, str, str, str]:
+    asked = f"{verdict.claim.within:.0%} of the passes"
+    if verdict.holds is None:
+        return asked, "", "", "not measured yet"
+    reached = verdict.first
+    measured = "never" if reached is None else _share(verdict.share) or f"{reached.passes:,.0f} against 0"
+    return asked, measured, "", "**holds**" if verdict.holds else "**does not hold**"
 
 
 def _standing(verdict: Verdict) -> str:
@@ -86,6 +109,65 @@ def _seeds(found: Line) -> str:
     if len(found.by_seed) == 1:
         return "one"
     return ", ".join(f"{means[AVERAGE]:.3f}" for means in found.by_seed.values())
+
+
+def _compute(study: Study) -> list[str]:
+    """Each row's best checkpoint, and its first that is as good as the best of the row that the suite names."""
+    if study.compute is None:
+        return []
+    curves = {row: study.curves[row] for row in study.compute.rows if row in study.curves}
+    if not curves:
+        return []
+    top = best(study.curves.get(study.compute.reach or "", ()))
+    heads = ["best average", "gap closed", "after", "passes", "seconds"]
+    asked = [] if top is None else [f"{top.average:.3f} after", "passes", "seconds", "share of passes", "of seconds"]
+    rows = [line("", *heads, *asked), line("---", *("---:" for _ in (*heads, *asked)))]
+    for row, curve in curves.items():
+        own = best(curve)
+        cells = [] if own is None else [f"{own.average:.3f}", _share(own.closed), *_spent(own)]
+        rows.append(line(row, *cells, *([] if top is None else _reaching(curve, top))))
+    says = (
+        "Each row by its checkpoints, at the mean over seeds: the best one, what its training had taken by then, and "
+        "the stages before it that the run made itself"
+    )
+    says += "." if top is None else f"; then the first that reaches the best average of {study.compute.reach}."
+    return ["## Quality against compute", says, "\n".join(rows)]
+
+
+def _reaching(curve: Sequence[Spot], top: Spot) -> list[str]:
+    first = first_as_good(curve, top.average)
+    if first is None:
+        return ["never", "", "", "", ""]
+    shares = (share(first.passes, top.passes), share(first.seconds, top.seconds))
+    return [*_spent(first), *map(_share, shares)]
+
+
+def _spent(spot: Spot) -> list[str]:
+    """Updates, passes and seconds."""
+    seconds = "" if spot.seconds is None else f"{spot.seconds:,.0f}"
+    return [f"{spot.stage} {spot.update}", f"{spot.passes:,.0f}", seconds]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _interference(study: Study) -> list[str]:
+    """What the matrices come to."""
+    found = [(name, one) for name, mine in study.interference.items() for one in mine]
+    if not found:
+        return []
+    heads = ("loss", "same task", "different tasks", "different over same", "repeats")
+    rows = [line("weights", *heads), line("---", "---", *("---:" for _ in heads[1:]))]
+    for name, one in found:
+        cosines = ["" if value is None else f"{value:+.3f}" for value in (one.same, one.others)]
+        ratio = None if one.same is None or one.same <= 0 else share(one.others, one.same)
+        rows.append(line(name, one.stage, *cosines, "" if ratio is None else f"{ratio:+.2f}", str(one.repeats)))
+    says = (
+        "Mean cosines between gradients of the same adapter, each of a batch of its own: of one task, which tells how "
+        "well a gradient is known, and of different tasks. If all tasks wanted the same the two would be alike."
+    )
+    return ["## Do the tasks pull apart", says, "\n".join(rows)]
 
 
 def _costs(study: Study) -> list[str]:

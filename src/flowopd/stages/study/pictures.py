@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +14,8 @@ from matplotlib.figure import Figure
 
 from flowopd.durable import replace_bytes
 from flowopd.results import BASE
-from flowopd.stages.study.records import Line, Study
+from flowopd.stages.study.records import Line, Spot, Study
+from flowopd.suite import Compute
 
 DPI = 160
 WIDTH = 7.0
@@ -22,10 +25,12 @@ WIDTH = 7.0
 def draw(study: Study, folder: Path) -> dict[str, str]:
     """The figures that the suite asks for, as far as their rows are there; returns {caption: file name}."""
     drawn: dict[str, str] = {}
-    asked: Mapping[str, tuple[str | None, Callable[[Study, str], Figure | None]]] = {
+    asked: Mapping[str, tuple[Any, Callable[[Study, Any], Figure | None]]] = {
+        "compute": (study.compute, compute),
         "forgetting": (study.pictures.forgetting, forgetting),
         "seesaw": (study.pictures.seesaw, seesaw),
         "gaps": (study.pictures.gaps, gaps),
+        "interference": (study.pictures.interference, interference),
     }
     for name, (source, make) in asked.items():
         figure = make(study, source) if source is not None else None
@@ -38,10 +43,49 @@ def draw(study: Study, folder: Path) -> dict[str, str]:
 
 
 CAPTIONS = {
+    "compute": "Quality against compute: every checkpoint by what its training had taken",
     "forgetting": "What each expert gains and forgets: difference to the base",
     "seesaw": "The seesaw: adding rewards one by one",
-    "gaps": "Gap to the teacher by step of the path, first and last tenth of the updates",
+    "gaps": "Gap to the teacher by step of the path, first and last tenth of the updates, and the share that closed",
+    "interference": "Cosines between the tasks' gradients; on the diagonal two batches of one task",
 }
+
+
+def compute(study: Study, asked: Compute) -> Figure | None:
+    """Averages, and gaps closed where they are known, against passes and against seconds: a line a row."""
+    curves = {row: study.curves[row] for row in asked.rows if row in study.curves}
+    if not curves:
+        return None
+    measures = {"average": [spot.average for curve in curves.values() for spot in curve]}
+    closed = [spot.closed for curve in curves.values() for spot in curve if spot.closed is not None]
+    measures |= {"closed": closed} if closed else {}
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), 2, sharex="col", sharey="row", squeeze=False)
+    for measure, row in zip(measures, panels, strict=True):
+        for axes, spent in zip(row, ("passes", "seconds"), strict=True):
+            _curves(axes, curves, spent, measure)
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel(MEASURES[measure])
+    for axes, words in zip(panels[-1], ("passes through the transformer", "seconds"), strict=True):
+        axes.set_xlabel(words)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+MEASURES = {"average": "average", "closed": "gap closed"}
+
+
+def _curves(axes: Axes, curves: Mapping[str, Sequence[Spot]], spent: str, measure: str) -> None:
+    """A line a row, as far as both numbers are known; the axis is linear up to the first point, then logarithmic."""
+    shown = {name: [(getattr(spot, spent), getattr(spot, measure)) for spot in curve] for name, curve in curves.items()}
+    known = {name: [pair for pair in pairs if None not in pair] for name, pairs in shown.items()}
+    for name, pairs in known.items():
+        axes.plot([x for x, _ in pairs], [y for _, y in pairs], marker="o", markersize=3, linewidth=1.4, label=name)
+    spans = [x for pairs in known.values() for x, _ in pairs if x > 0]
+    if spans:
+        axes.set_xscale("symlog", linthresh=min(spans), linscale=0.5)
+        least, most = math.ceil(math.log10(min(spans))), math.floor(math.log10(max(spans)))
+        axes.set_xticks([0, *(10.0**power for power in range(least, most + 1))])
 
 
 def forgetting(study: Study, row: str) -> Figure | None:
@@ -77,19 +121,47 @@ def seesaw(study: Study, table: str) -> Figure | None:
 
 
 def gaps(study: Study, row: str) -> Figure | None:
-    """Two panels of a student's gaps, by label and step."""
+    """Three panels of a student's gaps by label and step: at first, in the end, and the share that closed."""
     gap = study.gaps.get(row)
     if gap is None:
         return None
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    largest = max(value for table in (gap.first, gap.last) for row in table.values() for value in row if value)
-    for axes, title, table in zip(panels, ("first", "last"), (gap.first, gap.last), strict=True):
-        values = np.array([[np.nan if value is None else value for value in steps] for steps in table.values()]).T
+    labels = list(gap.first)
+    first, last = (_table(side, labels) for side in (gap.first, gap.last))
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.28 * len(first)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    largest = float(np.nanmax(np.stack([first, last])))
+    for axes, title, values in zip(panels, ("first updates", "last updates"), (first, last), strict=False):
         axes.imshow(np.sqrt(values), cmap="Oranges", vmin=0, vmax=np.sqrt(largest), aspect="auto")
-        _label(axes, values, list(table), [str(step) for step in range(len(values))], "{:.2g}")
+        _label(axes, values, labels, _steps(values), "{:.2g}")
         axes.set_title(title, loc="left", fontsize=9)
+    closed = 1 - np.divide(last, first, out=np.full_like(first, np.nan), where=first > 0)
+    panels[2].imshow(closed, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.75)
+    _label(panels[2], closed, labels, _steps(closed), "{:.0%}")
+    panels[2].set_title("closed", loc="left", fontsize=9)
     panels[0].set_ylabel("step of the path, noise on top")
+    return figure
+
+
+def _table(columns: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> np.ndarray:
+    """Values (rows, labels), nan where there is none."""
+    return np.array([[np.nan if value is None else value for value in columns[label]] for label in labels]).T
+
+
+def _steps(values: np.ndarray) -> list[str]:
+    return [str(step) for step in range(len(values))]
+
+
+def interference(study: Study, models: Sequence[str]) -> Figure | None:
+    """A panel a measurement: tasks against tasks."""
+    found = [(name, one) for name in models for one in study.interference.get(name, ())]
+    if not found:
+        return None
+    figure = Figure(figsize=(WIDTH, 0.9 + WIDTH / max(2, len(found)) * 0.8), layout="constrained")
+    for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        values = np.array([[np.nan if value is None else value for value in row] for row in one.mean])
+        axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, alpha=0.75)
+        _label(axes, values, one.tasks, one.tasks, "{:+.2f}")
+        axes.set_title(f"{name}, loss of {one.stage}", loc="left", fontsize=9)
     return figure
 
 

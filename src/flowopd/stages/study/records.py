@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flowopd.durable import replace_text
 from flowopd.errors import DataError
 from flowopd.results import Estimate
-from flowopd.suite import Claim, Pictures, Row, Table
+from flowopd.stages.interference import Cosines
+from flowopd.suite import Claim, Compute, Pictures, Reach, Row, Table
 
 
 class _Record(BaseModel):
@@ -51,8 +52,52 @@ class Verdict(_Record):
         return None if self.measured is None else self.measured.mean >= self.claim.at_least
 
 
+class Spot(_Record):
+    """A row's training after so many updates: its average over seeds, the gap closed, and what it had taken by then.
+
+    `seconds` is the mean over seeds, `closed` the share of the experts' mean gain; None where it is not known.
+    """
+
+    stage: str
+    update: int
+    passes: float
+    seconds: float | None
+    average: float
+    closed: float | None
+
+
+class Reached(_Record):
+    """A claim of compute, the best spot of `over`, and the first of `of` that is as good; None where there is none.
+
+    `measured` is whether both rows have their curves.
+    """
+
+    claim: Reach
+    measured: bool
+    best: Spot | None
+    first: Spot | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the passes are the share that was claimed or less; None while a row is missing."""
+        if not self.measured or self.best is None:
+            return None
+        return self.first is not None and self.first.passes <= self.claim.within * self.best.passes
+
+    @property
+    def share(self) -> float | None:
+        """Passes to the first spot over those to the best of the other row."""
+        return None if self.first is None or self.best is None else share(self.first.passes, self.best.passes)
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    """part / whole; None if one is not known, or the whole is 0."""
+    return part / whole if part is not None and whole else None
+
+
 class Study(_Record):
-    """All of it: lines by ROW/MODEL; `missing` are runs that have no results yet, as ROW/seed-N."""
+    """All of it: lines and cosines by ROW/MODEL, curves by row; `missing` are runs that have no results yet, as
+    ROW/seed-N."""
 
     suite: str
     commits: list[str]
@@ -63,7 +108,10 @@ class Study(_Record):
     lines: dict[str, Line]
     costs: dict[str, Cost]
     gaps: dict[str, Gap]
-    verdicts: list[Verdict]
+    verdicts: list[Verdict | Reached]
+    compute: Compute | None
+    curves: dict[str, list[Spot]]
+    interference: dict[str, list[Cosines]]
     missing: list[str]
 
     @classmethod
