@@ -9,7 +9,9 @@ from flowopd.errors import DataError
 from flowopd.pipeline import open_run
 from flowopd.recipe import make_recipe
 from flowopd.results import AVERAGE, Results, shares_closed
+from flowopd.stages.coldstart import cold_start
 from flowopd.stages.curve import CURVE, Curve, foundations, start_of
+from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.judging import Judging
 from flowopd.stages.workload import workloads
@@ -186,3 +188,23 @@ def test_the_share_of_all_gaps_is_that_of_the_mean_gains():
     assert shares["a"] == pytest.approx(0.5) and shares["b"] == pytest.approx(10) and shares["c"] is None
     assert shares[AVERAGE] == pytest.approx((0.2 + 0.1 + 0.0) / (0.4 + 0.01 - 0.1))
     assert shares_closed(base, base, {}) == {}
+
+
+def test_a_student_counts_the_fine_tuning_that_it_starts_from(world, tmp_path, distilling):
+    sft = {"kind": "sft", "images": 2, "batch": 2, "sampling": {"steps": 1}, "optim": {"updates": 2}}
+    metrics = {"quality": {"reward": "mini_quality", "prompts": "quality"}}
+    evaluation = {"metrics": metrics, "limit": 1, "sampling": {"steps": 1}, "models": ["base"], "checkpoints": True}
+    session = world.session(tmp_path / "out", coldstart=sft, distill=distilling(updates=1), evaluate=evaluation)
+    cold_start(session)
+    distill(session)
+    evaluate(session)
+    points = {(p.stage, p.update): p for p in Curve.load(session.out / CURVE).points}
+    tuning, teaching = workloads(session)
+    assert {key: p.passes for key, p in points.items()} == {
+        ("sft", 0): 0,
+        ("sft", 2): tuning.passes,
+        ("distill", 0): tuning.passes,
+        ("distill", 1): tuning.passes + teaching.passes,
+    }
+    assert points["distill", 0].seconds == points["sft", 2].seconds < points["distill", 1].seconds
+    assert points["distill", 0].metrics == points["sft", 2].metrics and points["sft", 0].model == "base"

@@ -19,6 +19,7 @@ from flowopd.recipe import load_recipe
 from flowopd.rewards import REWARDS, Scores, make_reward
 from flowopd.stages.doctor import FAILED, OK, WARNING, doctor, machine, passed
 from flowopd.stages.doctor.access import hub as hub_check
+from flowopd.stages.doctor.weights import kept
 from flowopd.train import TrainConfig, Trainer
 
 GENERAL = ["versions", "device", "threads", "hub", "disk"]
@@ -339,7 +340,20 @@ def test_room_for_checkpoints_is_what_a_trainer_keeps(world, tmp_path, monkeypat
     Checkpoints(tmp_path, {}).save(1, trainer._state())
     held = sum(tensor.numel() for tensor in load_file(tmp_path / "step-1" / "state.safetensors").values())
     assert held // weight.numel() == weights.STATES
-    assert TrainConfig().keep + 1 == weights.KEPT
+
+
+@pytest.mark.parametrize(
+    ("optim", "count"),
+    [
+        ({}, 3),
+        ({"updates": 10}, 2),
+        ({"updates": 60, "checkpoint_every": 5, "keep": None}, 13),
+        ({"updates": 61, "checkpoint_every": 5, "keep": None}, 14),
+        ({"best": {"metric": "gap"}}, 4),
+    ],
+)
+def test_room_is_made_for_as_many_checkpoints_as_stay(optim, count):
+    assert kept(TrainConfig(**optim)) == count
 
 
 class TestHub:

@@ -18,9 +18,10 @@ from flowopd.stages.doctor.check import FAILED, OK, WARNING, Check, looked
 from flowopd.stages.doctor.machine import GIB
 from flowopd.stages.plan import FP32, MOMENTS
 from flowopd.stages.sample import evaluation_prompts
+from flowopd.train import TrainConfig
 
-STATES, KEPT = 2 + MOMENTS, 3
-"""Numbers in a checkpoint for each one that is trained (weight, average, moments), and checkpoints at one time."""
+STATES = 2 + MOMENTS
+"""Numbers in a checkpoint for each one that is trained: weight, average, moments."""
 
 COPIES = 2
 """Files that a trained adapter ends in."""
@@ -102,7 +103,7 @@ def trained(session: Session, skeleton: Skeleton) -> Iterator[Check]:
     """One check for each adapter that a run will train, as far as the base opens."""
     if skeleton.adapters is None:
         return
-    for name, shape in _trainings(session.recipe).items():
+    for name, (shape, _) in _trainings(session.recipe).items():
         yield looked(f"adapter {name}", partial(_trained, skeleton, skeleton.adapters, name, shape))
 
 
@@ -111,31 +112,38 @@ def _trained(skeleton: Skeleton, adapters: Adapters, name: str, shape: AdapterCo
     return Check(f"adapter {name}", OK, fact)
 
 
-def _trainings(recipe: Recipe) -> dict[str, AdapterConfig]:
-    """The shapes of all adapters that a run trains."""
-    shapes = {name: teacher.train.adapter for name, teacher in recipe.teachers.items() if teacher.train is not None}
+def _trainings(recipe: Recipe) -> dict[str, tuple[AdapterConfig, TrainConfig]]:
+    """The shapes of all adapters that a run trains, and how each is optimised."""
+    policies = {name: teacher.train for name, teacher in recipe.teachers.items() if teacher.train is not None}
+    found = {name: (policy.adapter, policy.optim) for name, policy in policies.items()}
     if isinstance(recipe.coldstart, SftConfig):
-        shapes["coldstart"] = (recipe.distill or DistillConfig()).adapter
+        found["coldstart"] = (recipe.distill or DistillConfig()).adapter, recipe.coldstart.optim
     if recipe.grpo_mix is not None:
-        shapes["grpo_mix"] = recipe.grpo_mix.adapter
+        found["grpo_mix"] = recipe.grpo_mix.adapter, recipe.grpo_mix.optim
     if recipe.distill is not None:
-        shapes["student"] = recipe.distill.adapter
-    return shapes
+        found["student"] = recipe.distill.adapter, recipe.distill.optim
+    return found
+
+
+def kept(optim: TrainConfig) -> int:
+    """The checkpoints of a stage that there are at one time: those that stay, and the one being written."""
+    made = -(-optim.updates // optim.checkpoint_every)
+    return (made if optim.keep is None else min(made, optim.keep)) + (optim.best is not None) + 1
 
 
 def needed(session: Session, skeleton: Skeleton) -> dict[str, float]:
     """Bytes that a run will write: conditions that its cache lacks, and checkpoints; nothing if the base is unknown."""
     if skeleton.adapters is None:
         return {}
-    numbers = 0
-    for shape in _trainings(session.recipe).values():
+    written = 0
+    for shape, optim in _trainings(session.recipe).values():
         with suppress(FlowOpdError):
-            numbers += skeleton.size(skeleton.adapters, shape)
+            written += skeleton.size(skeleton.adapters, shape) * FP32 * (STATES * kept(optim) + COPIES)
     there = sum(file.stat().st_size for file in (session.out / "cache").rglob("*.safetensors"))
     texts = _encoded(session)
     return {
         f"{len(texts)} encoded prompts": max(0, session.condition_bytes() * len(texts) - there),
-        "checkpoints": numbers * FP32 * (STATES * KEPT + COPIES),
+        "checkpoints": written,
     }
 
 
