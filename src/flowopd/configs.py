@@ -208,8 +208,10 @@ class DistillConfig(Strict):
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
     micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
-    loss: Literal["closed_form", "log_ratio"] = Field(
-        "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
+    loss: Literal["closed_form", "log_ratio", "detached"] = Field(
+        "closed_form",
+        description="the reverse KL itself; its policy gradient from sampled steps; or, as a control that has no "
+        "expected signal, a detached reward (all but the first need noise at every trained step)",
     )
     weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = Field(
         "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"

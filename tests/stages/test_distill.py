@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from flowopd.configs import DistillConfig
 from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
@@ -139,6 +141,14 @@ def test_the_student_of_one_expert_starts_with_its_gap_closed(world, tmp_path, d
     cold_start(session)
     distill(session)
     assert rows(tmp_path / "out")[0]["gap"] < 1e-9
+
+
+@pytest.mark.parametrize("loss", get_args(DistillConfig.model_fields["loss"].annotation))
+def test_one_word_chooses_the_loss(world, tmp_path, distilling, loss):
+    parts = distilling(updates=1, loss=loss, sampling={"steps": 2, "sampler": "sde"})
+    student = distill(world.session(tmp_path / "out", distill=parts))
+    assert any(delta.any() for delta in deltas(student).values())
+    assert rows(tmp_path / "out")[0]["gap"] > 0
 
 
 # An update is a function of the seed and the step
