@@ -208,10 +208,11 @@ class DistillConfig(Strict):
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
     micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
-    loss: Literal["closed_form", "log_ratio", "detached"] = Field(
+    loss: Literal["closed_form", "log_ratio", "log_ratio_to_go", "detached"] = Field(
         "closed_form",
-        description="the reverse KL itself; its policy gradient from sampled steps; or, as a control that has no "
-        "expected signal, a detached reward (all but the first need noise at every trained step)",
+        description="the reverse KL itself; its policy gradient from sampled steps, each rewarded by itself or by all "
+        "that follows too; or, as a control that has no expected signal, a detached reward (all but the first need "
+        "noise at every trained step)",
     )
     weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = Field(
         "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"
@@ -231,6 +232,11 @@ class DistillConfig(Strict):
         if n > 1 and between % n:
             raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
         return self
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step learns from what its teachers say of later ones, so that samples walk to the end first."""
+        return self.distillation and self.loss == "log_ratio_to_go"
 
 
 class WatchConfig(Strict):

@@ -59,7 +59,32 @@ def detached(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tenso
     return w / kl * DetachedSurrogate()(step.v, target, kl, log_prob, log_prob)[0]
 
 
-ESTIMATORS: Mapping[str, Estimator] = {"closed_form": closed_form, "log_ratio": log_ratio, "detached": detached}
+def reward(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tensor:
+    """`w / (D w_KL) (log pi_T - log pi_S)` of the sampled next states, (B,): what `log_ratio` rewards a step with.
+
+    Its mean over the next states is `-w mean_D ||v_S - target||^2`. Raises ConfigError if the step has no noise.
+    """
+    student, teacher = (_log_prob(step, dynamics, v.detach()) for v in (step.v, target))
+    return w / _kl_weight(step, dynamics) * (teacher - student)
+
+
+@dataclass(frozen=True, eq=False)
+class Credited:
+    """An estimator for the samples of one walk: the policy gradient with these advantages (N, B) of its steps."""
+
+    advantages: Tensor
+
+    def __call__(self, step: Step, dynamics: Dynamics, _target: Tensor, _w: Tensor) -> Tensor:
+        return -self.advantages[step.index] * _log_prob(step, dynamics, step.v)
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "closed_form": closed_form,
+    "log_ratio": log_ratio,
+    "log_ratio_to_go": log_ratio,
+    "detached": detached,
+}
+"""By the words of `distill.loss`. The sum to go begins as `log_ratio`: what follows a step is `Credited` to it."""
 
 
 def _log_prob(step: Step, dynamics: Dynamics, v: Tensor) -> Tensor:

@@ -302,6 +302,7 @@ def test_a_run_that_goes_on_within_a_rollout_walks_anew(world, tmp_path, distill
     ("parts", "said"),
     [
         ({"loss": "log_ratio", "updates_per_rollout": 2}, "2 updates_per_rollout need loss closed_form"),
+        ({"loss": "log_ratio_to_go", "updates_per_rollout": 2}, "log_ratio_to_go holds for new states only"),
         ({"updates_per_rollout": 3, "checkpoint_every": 50}, "checkpoint_every 50 must be a multiple of .* 3"),
         ({"updates_per_rollout": 0}, "updates_per_rollout"),
     ],

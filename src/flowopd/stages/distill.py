@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +18,18 @@ from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
 from flowopd.nonfinite import Plain, View
-from flowopd.objectives import Anchor
+from flowopd.objectives import Anchor, leave_one_out, to_go
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
 from flowopd.queries import AllSteps, BetaStep, Queries, Query, RandomSteps
 from flowopd.sampling import Batch
-from flowopd.schedules import Walk, fused, relearnt, walked
+from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import BASE, Router, Session
-from flowopd.shapes import Grid
+from flowopd.shapes import Grid, Routes
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
-from flowopd.step import ESTIMATORS, Distillation, Estimator, mean_gaps
+from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.train import Trainer
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
@@ -56,7 +56,7 @@ def distill(session: Session) -> Path:
     def made(view: View, micro_batch: int) -> DistillUpdate:
         sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
         lesson = _distillation(session, teachers, view)
-        return DistillUpdate(sized, place, lesson, route, prompts, view.conditioning)
+        return make_update(sized, place, lesson, route, prompts, view.conditioning)
 
     trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
     watch = Guard(session, trained, repeat=lambda view: made(view, 1))
@@ -122,13 +122,10 @@ class DistillUpdate:
 
     def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
         """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
-        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes, size = self.route(chosen)[rows], self.config.micro_batch
         queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
         again = {i for queries in later for i in queries.indices}
         self.walks, gaps = [], []
-        for part, route in zip(batch.split(size), routes.split(size), strict=True):
+        for part, route in self._parts(step, chosen, rows):
             place = (self.distillation, part, route, queries, self.shape)
             if again:
                 found, walk = walked(*place, again, share=len(part) / len(chosen))
@@ -137,6 +134,13 @@ class DistillUpdate:
                 found = fused(*place, share=len(part) / len(chosen))
             gaps.append(found)
         return gaps
+
+    def _parts(self, step: int, chosen: Sequence[Prompt], rows: slice) -> list[tuple[Batch, Routes]]:
+        """Micro-batches of these rows of the chosen prompts, with their routes."""
+        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
+        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
+        routes, size = self.route(chosen)[rows], self.config.micro_batch
+        return list(zip(batch.split(size), routes.split(size), strict=False))
 
     def _learn_again(self, step: int, size: int) -> list[Tensor]:
         """The gradient on the walks of the last rollout, of `size` samples in all."""
@@ -147,6 +151,38 @@ class DistillUpdate:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
         prompts = self.prompts[label]
         return [prompts[i] for i in rng.integers(0, len(prompts), self.config.samples_per_label)]
+
+
+class ToGoUpdate(DistillUpdate):
+    """An update by the policy gradient of whole trajectories: all samples walk, then their steps are credited.
+
+    A step's advantage is the sum of the rewards from it on, less the mean of that over the other samples of its label.
+    """
+
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
+        d, queries, size = self.distillation, drawn(self.config, self.seed, step), self.config.micro_batch
+        found = [rewarded(d, part, route, self.shape) for part, route in self._parts(step, chosen, rows)]
+        own = torch.cat([rewards for rewards, _ in found], 1) if found else torch.empty(len(d.grid) - 1, 0)
+        returns = to_go(whole(own, rows, len(chosen), dim=1))
+        advantages = returns - leave_one_out(returns, [prompt.label for prompt in chosen])
+        gaps = []
+        for (_, walk), mine in zip(found, advantages[:, rows].split(size, 1), strict=False):
+            credited = replace(d, estimate=Credited(mine.to(walk.cond.device)))
+            gaps.append(relearnt(credited, walk, queries, share=len(walk.cond) / len(chosen)))
+        return gaps
+
+
+def make_update(
+    config: DistillConfig,
+    place: Place,
+    lesson: Distillation,
+    route: Router,
+    prompts: Mapping[str, Sequence[Prompt]],
+    conditioning: Callable[[Sequence[str]], Condition],
+) -> DistillUpdate:
+    """The update that these settings ask for."""
+    kind = ToGoUpdate if config.looks_ahead else DistillUpdate
+    return kind(config, place, lesson, route, prompts, conditioning)
 
 
 def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
@@ -204,7 +240,12 @@ def distillation(
     anchor: VelocityField | None = None,
     objective: Estimator | None = None,
 ) -> Distillation:
-    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss."""
+    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss.
+
+    Raises ConfigError for an objective beside a loss that is no function of one step.
+    """
+    if objective is not None and config.looks_ahead:
+        raise ConfigError(f"an objective of your own replaces distill.loss, and {config.loss} was asked; leave one out")
     dynamics = config.sampling.dynamics()
     return Distillation(
         student=student,

@@ -92,6 +92,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     teachers, the anchor and a backward; the mean over the updates of the run, whose queries the seed tells."""
     recipe = session.recipe
     samples = config.samples_per_label * len(recipe.prompts)
+    keeps = config.updates_per_rollout > 1 or config.looks_ahead
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
     visits = queried_visits(config, recipe.seed)
@@ -110,7 +111,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
         config.micro_batch,
         _held(recipe, config),
         rows,
-        0 if config.updates_per_rollout == 1 else samples * (3 * config.sampling.steps + 1),
+        samples * (3 * config.sampling.steps + 1) if keeps else 0,
     )
 
 
@@ -126,12 +127,13 @@ class Visits:
 def queried_visits(config: DistillConfig, seed: int) -> Visits:
     """The means over the updates of a run."""
     updates, n = config.optim.updates, config.updates_per_rollout
+    ahead = set(range(config.sampling.steps)) if config.looks_ahead else set()
     forward = asked = backward = 0
     for first in range(0, updates, n):
         drawn_steps = [drawn(config, seed, first + i).indices for i in range(n)]
-        visited = {i for steps in drawn_steps for i in steps}
+        visited = {i for steps in drawn_steps for i in steps} | ahead
         counts = [len(steps) for steps in drawn_steps[: updates - first]]
-        forward += max(visited) + 1 + sum(counts[1:])
+        forward += max(visited) + 1 + sum(counts[0 if ahead else 1 :])
         asked += len(visited)
         backward += sum(counts)
     return Visits(forward / updates, asked / updates, backward / updates)
