@@ -212,6 +212,7 @@ TRAINING = (
     "prompts",
     "teachers",
     "routes",
+    "route_by",
     "coldstart",
     "grpo_mix",
     "distill",

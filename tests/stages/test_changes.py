@@ -80,6 +80,7 @@ REFUSED = {
     "distill.adapter.rank=4": r"distill.adapter.rank \(8 -> 4\)",
     "teachers.quality.guidance=2": r"teachers.quality.guidance \(none -> 2.0\)",
     "routes={composition: quality, quality: quality}": r"routes.composition \(none -> 'quality'\)",
+    "route_by=text": r"route_by \(none -> 'text'\)",
     "coldstart.rank=2": r"coldstart.rank \(none -> 2\)",
 }
 

@@ -29,6 +29,7 @@ from flowopd.session import BASE, Router, Session
 from flowopd.shapes import Grid, Routes
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
+from flowopd.stages.router import routes_of
 from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.train import Trainer
 from flowopd.types import Condition
@@ -45,12 +46,13 @@ def distill(session: Session) -> Path:
     """
     config = _config(session)
     prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
-    route = session.route(list(prompts))
+    every = [prompt for group in prompts.values() for prompt in group]
+    session.route([prompt.label for prompt in every])
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
-    every = [prompt for group in prompts.values() for prompt in group]
     conditioning = session.encode(every)
+    route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))
 
     def made(view: View, micro_batch: int) -> DistillUpdate:
@@ -65,7 +67,7 @@ def distill(session: Session) -> Path:
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     tracker = session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts))
     with session.adapters.using(STUDENT):
-        trainer.run(update, tracker, checkpoints)
+        trainer.run(lambda step: update(step) | ({} if step else facts), tracker, checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
@@ -270,7 +272,7 @@ def _identity(session: Session) -> dict[str, object]:
     named = list(recipe.teachers) if config.distillation else []
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
     return {
-        **recipe.identity("routes", "coldstart", "distill"),
+        **recipe.identity("routes", "route_by", "coldstart", "distill"),
         **session.own.identity(),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
         "guidance": {name: recipe.teachers[name].guidance for name in named},

@@ -156,7 +156,7 @@ def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:
 def of_sft(session: Session, config: SftConfig) -> Workload:
     """Flow matching on images, which the experts draw once."""
     recipe = session.recipe
-    labels = list(recipe.prompts)
+    labels = session.routed(list(recipe.prompts))
     each, steps = -(-config.images // len(labels)), config.sampling.steps
     guided = [rows_of(session.guidance(strongest(session, label), config.sampling.guidance)) for label in labels]
     return Workload(
@@ -196,16 +196,20 @@ def _held(recipe: Recipe, config: DistillConfig) -> tuple[str, ...]:
     return tuple(name for name in recipe.teachers if config.distillation or name == anchor)
 
 
-def _frozen_rows(session: Session, config: DistillConfig) -> tuple[int, int]:
-    """Rows of teachers, and of the anchor, at one step of one sample of every label."""
-    labels = list(session.recipe.prompts)
+def _frozen_rows(session: Session, config: DistillConfig) -> tuple[float, float]:
+    """Rows of teachers, and of the anchor, at one step of one sample of every label.
+
+    Labels that are routed by the text of their prompts are taken to be spread as the others are.
+    """
+    every = list(session.recipe.prompts)
+    labels = session.routed(every)
     scales = {name: session.guidance(name, config.sampling.guidance) for name in session.recipe.teachers}
     taught = held = 0
     for route in session.router(labels)(labels):
         own = {name: scales[name] for name, weight in zip(scales, route.tolist(), strict=True) if weight}
         taught += sum(rows_of(scale) for scale in own.values()) if config.distillation else 0
         held += _anchor_rows(config, scales, own if config.distillation else {})
-    return taught, held
+    return taught * len(every) / len(labels), held * len(every) / len(labels)
 
 
 def _anchor_rows(config: DistillConfig, scales: Mapping[str, float], own: Mapping[str, float]) -> int:
