@@ -194,12 +194,20 @@ class AnchorConfig(Strict):
 class QueryConfig(Strict):
     """Which steps of a rollout are trained."""
 
-    kind: Literal["all", "random", "beta"] = Field(
-        "all", description="every step; `k` at random; or one, by a Beta distribution over the rollout (2606.27377)"
+    kind: Literal["all", "random", "beta", "fixed"] = Field(
+        "all",
+        description="every step; `k` at random; one, by a Beta distribution over the rollout (2606.27377); or `steps`",
     )
     k: int = Field(1, ge=1, description="steps a rollout, for `random`")
     a: float = Field(5.0, gt=0, description="of Beta(a, b), for `beta`: above b the trained step is late, towards data")
     b: float = Field(2.0, gt=0, description="of Beta(a, b), for `beta`")
+    steps: tuple[int, ...] | None = Field(None, description="the steps from 0, noise, on, for `fixed`")
+
+    @model_validator(mode="after")
+    def _steps_are_fixed(self) -> QueryConfig:
+        if (self.kind == "fixed") != bool(self.steps):
+            raise ValueError("steps and kind fixed go together: give both, or neither")
+        return self
 
 
 class DistillConfig(Strict):
@@ -207,6 +215,9 @@ class DistillConfig(Strict):
 
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
+    labels_per_update: int | None = Field(
+        None, ge=1, description="labels that share the trajectories of all in an update, in turn; none is every label"
+    )
     micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
     loss: Literal["closed_form", "log_ratio", "log_ratio_to_go", "detached"] = Field(
         "closed_form",

@@ -73,6 +73,7 @@ REFUSED = {
     "distill.anchor.model=quality": r"distill.anchor.model \('base' -> 'quality'\)",
     "distill.sampling.steps=3": r"distill.sampling.steps \(2 -> 3\)",
     "distill.samples_per_label=3": r"distill.samples_per_label \(2 -> 3\)",
+    "distill.labels_per_update=1": r"distill.labels_per_update \(none -> 1\)",
     "distill.query.kind=random": r"distill.query.kind \('all' -> 'random'\)",
     "distill.optim.learning_rate=0.1": r"distill.optim.learning_rate \(0.001 -> 0.1\)",
     "distill.optim.updates=9": r"distill.optim.updates \(3 -> 9\)",

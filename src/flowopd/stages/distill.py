@@ -22,7 +22,7 @@ from flowopd.objectives import Anchor, leave_one_out, to_go
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, Queries, Query, RandomSteps
+from flowopd.queries import AllSteps, BetaStep, FixedSteps, Queries, Query, RandomSteps
 from flowopd.sampling import Batch
 from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import BASE, Router, Session
@@ -90,7 +90,7 @@ class Place:
 
 
 class DistillUpdate:
-    """One update: prompts of every label together, a function of the seed and the step alone.
+    """One update: prompts of every label together, or of some in turn, a function of the seed and the step alone.
 
     `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
     Where a rollout serves several updates, the first of them learns while the student walks and leaves the walk to the
@@ -113,7 +113,8 @@ class DistillUpdate:
 
     def __call__(self, step: int) -> dict[str, float]:
         rollout = step - step % self.config.updates_per_rollout
-        chosen = [prompt for label in self.prompts for prompt in self._choose(label, rollout)]
+        counts = counts_of(self.config, list(self.prompts), rollout // self.config.updates_per_rollout)
+        chosen = [prompt for label, count in counts.items() for prompt in self._choose(label, count, rollout)]
         labels = [prompt.label for prompt in chosen]
         rows = own_rows(len(chosen))
         left = rollout + self.config.updates_per_rollout - step
@@ -149,10 +150,10 @@ class DistillUpdate:
         queries = drawn(self.config, self.seed, step)
         return [relearnt(self.distillation, walk, queries, share=len(walk.cond) / size) for walk in self.walks]
 
-    def _choose(self, label: str, step: int) -> list[Prompt]:
+    def _choose(self, label: str, count: int, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
         prompts = self.prompts[label]
-        return [prompts[i] for i in rng.integers(0, len(prompts), self.config.samples_per_label)]
+        return [prompts[i] for i in rng.integers(0, len(prompts), count)]
 
 
 class ToGoUpdate(DistillUpdate):
@@ -187,6 +188,17 @@ def make_update(
     return kind(config, place, lesson, route, prompts, conditioning)
 
 
+def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[str, int]:
+    """How many samples rollout `turn` draws of which labels, as even as can be; every rollout draws as many in all.
+
+    Raises ConfigError if there are fewer labels than an update takes.
+    """
+    total, n = config.samples_per_label * len(labels), config.labels_per_update or len(labels)
+    if n > len(labels):
+        raise ConfigError(f"labels_per_update is {n}, and there are {len(labels)} labels; take fewer, or leave it out")
+    return {labels[(turn * n + i) % len(labels)]: total // n + (i < total % n) for i in range(n)}
+
+
 def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
     """The queried steps of update `step`, a function of the seed and the step alone."""
     generator = torch.Generator().manual_seed(seed_of(seed, "queries", step))
@@ -199,6 +211,7 @@ def query_rule(config: QueryConfig) -> Query:
         "all": AllSteps,
         "random": lambda: RandomSteps(config.k),
         "beta": lambda: BetaStep(config.a, config.b),
+        "fixed": lambda: FixedSteps(config.steps or ()),
     }
     return rules[config.kind]()
 
