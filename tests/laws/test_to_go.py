@@ -15,7 +15,7 @@ from flowopd.configs import DistillConfig
 from flowopd.dynamics import FlowSde
 from flowopd.objectives import leave_one_out, to_go
 from flowopd.prompts import Prompt
-from flowopd.stages.distill import Place, distillation, make_update
+from flowopd.stages.distill import Place, distillation, update_kind
 from flowopd.types import Condition
 
 THETA, TEACHER = 0.4, -2.0
@@ -44,7 +44,7 @@ def gradients(config, updates):
     """The gradient of each of some updates, whose samples differ."""
     student, labels = Line(THETA), [f"label {i}" for i in range(GROUPS)]
     lesson = distillation(config, GRID, student, [Line(TEACHER)])
-    update = make_update(
+    update = update_kind(config)(
         config,
         Place((2,), seed=0),
         lesson,

@@ -58,7 +58,7 @@ def distill(session: Session) -> Path:
     def made(view: View, micro_batch: int) -> DistillUpdate:
         sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
         lesson = _distillation(session, teachers, view)
-        return make_update(sized, place, lesson, route, prompts, view.conditioning)
+        return update_kind(sized)(sized, place, lesson, route, prompts, view.conditioning)
 
     trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
     watch = Guard(session, trained, repeat=lambda view: made(view, 1))
@@ -175,17 +175,9 @@ class ToGoUpdate(DistillUpdate):
         return gaps
 
 
-def make_update(
-    config: DistillConfig,
-    place: Place,
-    lesson: Distillation,
-    route: Router,
-    prompts: Mapping[str, Sequence[Prompt]],
-    conditioning: Callable[[Sequence[str]], Condition],
-) -> DistillUpdate:
+def update_kind(config: DistillConfig) -> type[DistillUpdate]:
     """The update that these settings ask for."""
-    kind = ToGoUpdate if config.looks_ahead else DistillUpdate
-    return kind(config, place, lesson, route, prompts, conditioning)
+    return ToGoUpdate if config.looks_ahead else DistillUpdate
 
 
 def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[str, int]:
