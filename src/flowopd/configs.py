@@ -194,12 +194,20 @@ class AnchorConfig(Strict):
 class QueryConfig(Strict):
     """Which steps of a rollout are trained."""
 
-    kind: Literal["all", "random", "beta"] = Field(
-        "all", description="every step; `k` at random; or one, by a Beta distribution over the rollout (2606.27377)"
+    kind: Literal["all", "random", "beta", "fixed"] = Field(
+        "all",
+        description="every step; `k` at random; one, by a Beta distribution over the rollout (2606.27377); or `steps`",
     )
     k: int = Field(1, ge=1, description="steps a rollout, for `random`")
     a: float = Field(5.0, gt=0, description="of Beta(a, b), for `beta`: above b the trained step is late, towards data")
     b: float = Field(2.0, gt=0, description="of Beta(a, b), for `beta`")
+    steps: tuple[int, ...] | None = Field(None, description="the steps from 0, noise, on, for `fixed`")
+
+    @model_validator(mode="after")
+    def _steps_are_fixed(self) -> QueryConfig:
+        if (self.kind == "fixed") != bool(self.steps):
+            raise ValueError("steps and kind fixed go together: give both, or neither")
+        return self
 
 
 class DistillConfig(Strict):
@@ -207,9 +215,15 @@ class DistillConfig(Strict):
 
     distillation: bool = Field(True, description="switch the teachers off to train on the anchor alone")
     samples_per_label: int = Field(12, ge=1, description="trajectories of each label in every update")
+    labels_per_update: int | None = Field(
+        None, ge=1, description="labels that share the trajectories of all in an update, in turn; none is every label"
+    )
     micro_batch: Annotated[int, HARMLESS] = Field(48, ge=1, description=AT_A_TIME)
-    loss: Literal["closed_form", "log_ratio"] = Field(
-        "closed_form", description="the reverse KL itself, or its policy gradient from sampled steps (needs an SDE)"
+    loss: Literal["closed_form", "log_ratio", "log_ratio_to_go", "detached"] = Field(
+        "closed_form",
+        description="the reverse KL itself; its policy gradient from sampled steps, each rewarded by itself or by all "
+        "that follows too; or, as a control that has no expected signal, a detached reward (all but the first need "
+        "noise at every trained step)",
     )
     weighting: Literal["kl", "ode", "velocity"] | tuple[float, ...] = Field(
         "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"
@@ -229,6 +243,11 @@ class DistillConfig(Strict):
         if n > 1 and between % n:
             raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
         return self
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step learns from what its teachers say of later ones, so that samples walk to the end first."""
+        return self.distillation and self.loss == "log_ratio_to_go"
 
 
 class WatchConfig(Strict):

@@ -21,7 +21,7 @@ from flowopd.routing import LabelRouter
 from flowopd.schedule import sigma_grid
 from flowopd.session import Router, checked_router, code_name
 from flowopd.shapes import Grid
-from flowopd.stages.distill import DistillUpdate, Place, distillation
+from flowopd.stages.distill import Place, distillation, update_kind
 from flowopd.step import Distillation, Estimator
 from flowopd.tracking import OnUpdate, Tracker
 from flowopd.train import Trainer
@@ -81,7 +81,8 @@ class FieldDistiller:
 
     def _train(self, out: Path, on_update: OnUpdate | None) -> None:
         config, parameters = self.config, self._trained()
-        update = DistillUpdate(config, Place(self.shape, self.seed), self._lesson(), self._route(), *self._material())
+        place, lesson = Place(self.shape, self.seed), self._lesson()
+        update = update_kind(config)(config, place, lesson, self._route(), *self._material())
         trainer, samples = Trainer(parameters, config.optim), config.samples_per_label * len(self.conditions)
         checkpoints = Checkpoints(out / "checkpoints" / "distill", self._identity())
         trainer.run(update, Tracker(out, "distill", config.optim.updates, on_update, samples=samples), checkpoints)

@@ -25,7 +25,7 @@ from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Own, Session
 from flowopd.stages.coldstart import cold_start
-from flowopd.stages.distill import distill
+from flowopd.stages.distill import counts_of, distill, drawn
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
@@ -122,9 +122,10 @@ def _missing(folder: Path) -> bool:
 def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
-    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, and a judge elsewhere that a
-    stage to come needs and that is not there; CheckpointError for an expert that is missing or does not fit, DataError
-    for prompt files that cannot be read and labels without a route.
+    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, more labels or steps in an
+    update than there are, and a judge elsewhere that a stage to come needs and that is not there; CheckpointError for
+    an expert that is missing or does not fit, DataError for prompt files that cannot be read and labels without a
+    route.
     """
     recipe = session.recipe
     check_boards(recipe.track)
@@ -138,6 +139,8 @@ def check(session: Session) -> None:
         elif (whole := session.whole_teacher(name)) is not None:
             session.model.check_whole(whole)
     if recipe.distill is not None:
+        counts_of(recipe.distill, list(recipe.prompts), turn=0)
+        drawn(recipe.distill, recipe.seed, step=0)
         session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
@@ -212,6 +215,7 @@ TRAINING = (
     "prompts",
     "teachers",
     "routes",
+    "route_by",
     "coldstart",
     "grpo_mix",
     "distill",

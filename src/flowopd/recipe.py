@@ -59,7 +59,12 @@ class Recipe(Strict):
     )
     prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
     teachers: dict[TeacherName, TeacherConfig] = Field({}, description="the experts by name")
-    routes: dict[str, str | dict[str, float]] | None = Field(None, description="none is a teacher for each label")
+    routes: dict[str, str | dict[str, float]] | None = Field(
+        None, description="a label's teacher, or weights over teachers; a label without one goes to its own teacher"
+    )
+    route_by: Literal["text"] | None = Field(
+        None, description="route each prompt as the label that its text resembles most; none is its own label"
+    )
     coldstart: MergeConfig | SftConfig | None = Field(
         None, discriminator="kind", description="what the student starts from; none is the base"
     )

@@ -1,6 +1,10 @@
-"""From a prompt's label to weights over teachers: rows of routes (B, K) are not negative and sum to 1."""
+"""From a prompt's label to weights over teachers: rows of routes (B, K) are not negative and sum to 1.
+
+A prompt whose label says nothing is given that of the prompts that its embedding resembles, by a linear fit.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
@@ -8,7 +12,7 @@ from torch import Tensor
 
 from flowopd.errors import ConfigError, DataError
 from flowopd.gaussian import widen
-from flowopd.shapes import Batch, PerTeacher, Routes
+from flowopd.shapes import Batch, Classes, Features, PerTeacher, Routes
 
 
 class LabelRouter:
@@ -23,7 +27,7 @@ class LabelRouter:
     def __init__(self, table: Mapping[str, str | Mapping[str, float]], teachers: Sequence[str]) -> None:
         if not table or len(set(teachers)) < len(teachers):
             raise ConfigError(f"routing needs labels and distinct teachers, got {sorted(table)} and {list(teachers)}")
-        self.teachers = tuple(teachers)
+        self.teachers, self.labels = tuple(teachers), tuple(table)
         self._rows = {label: _row(label, route, self.teachers) for label, route in table.items()}
 
     def __call__(self, labels: Sequence[str]) -> Routes:
@@ -32,6 +36,37 @@ class LabelRouter:
         if unknown:
             raise DataError(f"no route for label {unknown[0]!r}; known labels: {', '.join(sorted(self._rows))}")
         return torch.tensor([self._rows[label] for label in labels]).reshape(len(labels), len(self.teachers))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClasses:
+    """Scores of features (B, F) by class (B, C), `((x - mean) / std) weights + bias`: the largest is the likeliest."""
+
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Features) -> Features:
+        return (features.to(self.mean) - self.mean) / self.std @ self.weights + self.bias
+
+
+def fit_classes(features: Features, classes: Classes, ridge: float = 0.01) -> LinearClasses:
+    """Ridge regression of standardised features on which of the classes 0 .. C-1 a row is of, each class as heavy.
+
+    `argmin_{W, b} mean_classes mean_rows norm(x W + b - onehot)^2 + ridge norm(W)^2`, in closed form and float64. A
+    feature that is the same in all rows is left as it is.
+    """
+    x, onehot = features.double(), torch.nn.functional.one_hot(classes).double()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    std = torch.where(std > 1e-8, std, 1.0)
+    x = (x - mean) / std
+    each = (onehot / onehot.sum(0).clamp(min=1)).sum(1, keepdim=True) / onehot.shape[1]
+    center, share = (each * x).sum(0), (each * onehot).sum(0)
+    x, onehot = x - center, onehot - share
+    normal = x.T @ (each * x) + ridge * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(normal, x.T @ (each * onehot))
+    return LinearClasses(mean, std, weights, share - center @ weights)
 
 
 def checked(routes: Tensor, samples: int, teachers: int) -> Tensor:

@@ -19,7 +19,7 @@ from flowopd.queries import Queries
 from flowopd.rollout import revisit, rollout
 from flowopd.sampling import Batch
 from flowopd.shapes import Routes
-from flowopd.step import Distillation, Said, frozen_fields, learn
+from flowopd.step import Distillation, Said, frozen_fields, learn, reward
 from flowopd.types import Condition, Step, Trajectory
 
 
@@ -70,26 +70,51 @@ def walked(
     share: float = 1.0,
 ) -> tuple[Tensor, Walk]:
     """`fused`, and the walk itself for further updates, which will query the steps `later`."""
-    states: list[Tensor] = []
-    said: dict[int, Said] = {}
+    kept, wanted = _Kept(later, [], {}), {*queries.indices, *later}
+    visits = kept(_visits(d, batch, routes, shape, queries.indices, wanted))
+    return learnt(d, visits, queries, share, batch.cond), kept.walk(d, batch.cond)
 
-    def kept(visits: Iterable[tuple[Step, Said | None]]) -> Iterator[tuple[Step, Said | None]]:
+
+def rewarded(d: Distillation, batch: Batch, routes: Routes, shape: Sequence[int]) -> tuple[Tensor, Walk]:
+    """A walk of all steps without a gradient, and the rewards (N, B) of its steps (`step.reward`).
+
+    Raises ConfigError if a step has no noise.
+    """
+    steps = range(len(d.grid) - 1)
+    kept = _Kept(steps, [], {})
+    rewards = [
+        reward(step, d.dynamics[step.index], said.target, d.weights[step.index])
+        for step, said in kept(_visits(d, batch, routes, shape, (), steps))
+        if said is not None and said.target is not None
+    ]
+    return torch.stack(rewards), kept.walk(d, batch.cond)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What is kept of visits that pass through it: their states, and what was said at the steps `later`."""
+
+    later: Collection[int]
+    states: list[Tensor]
+    said: dict[int, Said]
+
+    def __call__(self, visits: Iterable[tuple[Step, Said | None]]) -> Iterator[tuple[Step, Said | None]]:
         for step, answer in visits:
-            states.extend([step.x, step.x_next] if not states else [step.x_next])
-            if answer is not None and step.index in later:
-                said[step.index] = answer
+            self.states.extend([step.x_next] if self.states else [step.x, step.x_next])
+            if answer is not None and step.index in self.later:
+                self.said[step.index] = answer
             yield step, answer
 
-    wanted = {*queries.indices, *later}
-    gaps = learnt(d, kept(_visits(d, batch, routes, shape, queries.indices, wanted)), queries, share, batch.cond)
-    return gaps, Walk(batch.cond, Trajectory(d.grid[: len(states)], torch.stack(states)), said)
+    def walk(self, d: Distillation, cond: Condition) -> Walk:
+        return Walk(cond, Trajectory(d.grid[: len(self.states)], torch.stack(self.states)), self.said)
 
 
 def relearnt(d: Distillation, walk: Walk, queries: Queries, share: float = 1.0) -> Tensor:
     """The gradient of another update on a walk that is there; returns gaps as a schedule does.
 
     The states are those of the policy that walked, which the student has left by as many updates. The closed form needs
-    no importance weight for that: it is a loss at given states, and only their distribution is an older one.
+    no importance weight for that: it is a loss at given states, and only their distribution is an older one. A policy
+    gradient holds for the policy that walked, so for no second update.
     """
     dynamics = d.dynamics[: len(walk.trajectory.sigmas) - 1]
     visits = (

@@ -191,17 +191,23 @@ class Session:
         return Source(teacher.transformer, teacher.revision) if teacher and teacher.transformer else None
 
     def router(self, labels: Sequence[str]) -> LabelRouter:
-        """The recipe's routes, by default from each teacher's name to that teacher.
+        """The recipe's routes; a label without one goes to the teacher of its name.
 
-        Raises DataError for one of these labels without a route, ConfigError if there is no teacher.
+        Raises DataError for one of these labels that has neither, unless prompts are routed by their text and another
+        label is known; ConfigError if there is no teacher.
         """
         teachers = list(self.recipe.teachers)
         if not teachers:
             raise ConfigError("there is nobody to learn from; add `teachers`, or give --teacher NAME=ADAPTER")
-        table = self.recipe.routes or dict(zip(teachers, teachers, strict=True))
-        router = LabelRouter(table, teachers)
-        router(labels)
+        router = LabelRouter(dict(zip(teachers, teachers, strict=True)) | (self.recipe.routes or {}), teachers)
+        known = [label for label in labels if label in router.labels]
+        router(known if known and self.recipe.route_by == "text" else labels)
         return router
+
+    def routed(self, labels: Sequence[str]) -> list[str]:
+        """Those of the labels that have a route; the others' prompts are routed by their text. Raises as `router`."""
+        known = self.router(labels).labels
+        return [label for label in labels if label in known]
 
     def route(self, labels: Sequence[str]) -> Router:
         """The routes of prompts: the caller's router, or the recipe's by label, which has to know these labels."""

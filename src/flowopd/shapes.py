@@ -1,10 +1,10 @@
 """Names of the tensor shapes that the maths annotates with; the tests execute them (jaxtyping + beartype).
 
 `B` batch, `N` steps of a rollout, `grid` = N + 1 points of a sigma grid, `K` teachers, `*shape` the axes of
-one sample, with `D` elements together.
+one sample, with `D` elements together. An axis named `_` may differ from one annotation to the next.
 """
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Scalar = Float[Tensor, ""]
@@ -17,5 +17,7 @@ PerStep = Float[Tensor, "N"]
 PerStepSample = Float[Tensor, "N B"]
 Routes = Float[Tensor, "B K"]
 PerTeacher = Float[Tensor, "K B *shape"]
+Features = Float[Tensor, "B _"]
+Classes = Int[Tensor, "B"]
 
 Metrics = dict[str, Tensor]

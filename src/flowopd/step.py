@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowopd.dynamics import Dynamics
 from flowopd.gaussian import widen
-from flowopd.objectives import Anchor, ReverseKL, SampledLogRatio, squared_gap
+from flowopd.objectives import Anchor, DetachedSurrogate, ReverseKL, SampledLogRatio, squared_gap
 from flowopd.routing import mix
 from flowopd.shapes import Grid, PerStep, Routes
 from flowopd.types import Condition, Step
@@ -18,7 +18,7 @@ from flowopd.velocity import VelocityField, ask
 
 Estimator = Callable[[Step, Dynamics, Tensor, Tensor], Tensor]
 """(step, its dynamics, target velocity (B, *shape), weight w) -> loss (B,): its expected gradient in the student, at
-the step's states, is that of w mean_D ||v_S - target||^2."""
+the step's states, is that of w mean_D ||v_S - target||^2, but for a control."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,56 @@ def log_ratio(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tens
 
     Raises ConfigError if the step has no noise.
     """
-    student, teacher = (
-        dynamics.transition(step.x, v, step.t, step.t_next).log_prob(step.x_next)[None] for v in (step.v, target)
-    )
-    kl = step.x[0].numel() * dynamics.kl_weight(step.t, step.t_next)
-    return w / kl * SampledLogRatio()(student, teacher)[0]
+    student, teacher = (_log_prob(step, dynamics, v)[None] for v in (step.v, target))
+    return w / _kl_weight(step, dynamics) * SampledLogRatio()(student, teacher)[0]
 
 
-ESTIMATORS: Mapping[str, Estimator] = {"closed_form": closed_form, "log_ratio": log_ratio}
+def detached(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tensor:
+    """CONTROL: `log_ratio` with its reward's mean over the next states, minus the KL, as a detached reward.
+
+    That reward says nothing of which next state was drawn, so the expected gradient is zero. The ratio is 1 while the
+    student walks, so nothing is clipped. Raises ConfigError if the step has no noise.
+    """
+    kl, log_prob = _kl_weight(step, dynamics), _log_prob(step, dynamics, step.v)
+    return w / kl * DetachedSurrogate()(step.v, target, kl, log_prob, log_prob)[0]
+
+
+def reward(step: Step, dynamics: Dynamics, target: Tensor, w: Tensor) -> Tensor:
+    """`w / (D w_KL) (log pi_T - log pi_S)` of the sampled next states, (B,): what `log_ratio` rewards a step with.
+
+    Its mean over the next states is `-w mean_D ||v_S - target||^2`. Raises ConfigError if the step has no noise.
+    """
+    student, teacher = (_log_prob(step, dynamics, v.detach()) for v in (step.v, target))
+    return w / _kl_weight(step, dynamics) * (teacher - student)
+
+
+@dataclass(frozen=True, eq=False)
+class Credited:
+    """An estimator for the samples of one walk: the policy gradient with these advantages (N, B) of its steps."""
+
+    advantages: Tensor
+
+    def __call__(self, step: Step, dynamics: Dynamics, _target: Tensor, _w: Tensor) -> Tensor:
+        return -self.advantages[step.index] * _log_prob(step, dynamics, step.v)
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "closed_form": closed_form,
+    "log_ratio": log_ratio,
+    "log_ratio_to_go": log_ratio,
+    "detached": detached,
+}
+"""By the words of `distill.loss`. The sum to go begins as `log_ratio`: what follows a step is `Credited` to it."""
+
+
+def _log_prob(step: Step, dynamics: Dynamics, v: Tensor) -> Tensor:
+    """The log-density (B,) of the next states of a step under the transition of velocity `v`, summed over D."""
+    return dynamics.transition(step.x, v, step.t, step.t_next).log_prob(step.x_next)
+
+
+def _kl_weight(step: Step, dynamics: Dynamics) -> Tensor:
+    """The KL of two transitions of a step per squared velocity gap, a mean over D."""
+    return step.x[0].numel() * dynamics.kl_weight(step.t, step.t_next)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""One optimisation step: its two estimators share an expected gradient, and its gaps are plain squared distances."""
+"""One optimisation step: what its estimators share in expectation, and that its gaps are plain squared distances."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from flowopd.queries import AllSteps
 from flowopd.rollout import rollout
 from flowopd.sampling import Batch
 from flowopd.schedules import fused
-from flowopd.step import Distillation, closed_form, log_ratio
+from flowopd.step import Distillation, closed_form, detached, log_ratio
 
 GRID = torch.tensor([0.9, 0.6, 0.3])
 SDE = FlowSde(a=0.7)
@@ -24,26 +24,59 @@ def step_of(theta, x, dynamics, cond, noise):
     return next(iter(rollout(lambda x, t, cond: theta * x, dynamics, x, GRID, cond, noise, {0})))
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.3])
-def test_the_log_ratio_has_the_expected_gradient_of_the_closed_form(weight, condition):
-    n, theta, w = 40_000, torch.tensor(0.4, requires_grad=True), torch.tensor(weight)
+def expectation(estimate, weight, condition, n=40_000):
+    """The gradient of the closed form at a state; an estimator's mean over next states, its error, and its spread."""
+    theta, w = torch.tensor(0.4, requires_grad=True), torch.tensor(weight)
     x = torch.tensor([[0.5, -1.0]]).expand(n, 2)
     step = step_of(theta, x, SDE, condition(1).expand(n), Noise(range(n)))
     target = 0.9 * step.x
     exact = torch.autograd.grad(closed_form(step, SDE, target, w).mean(), theta, retain_graph=True)[0]
-    loss = log_ratio(step, SDE, target, w)
-    sampled = torch.autograd.grad(loss.mean(), theta, retain_graph=True)[0]
+    loss = estimate(step, SDE, target, w)
+    mean = torch.autograd.grad(loss.mean(), theta, retain_graph=True)[0]
     parts = [torch.autograd.grad(part.mean(), theta, retain_graph=True)[0] for part in loss.chunk(20)]
     error = torch.stack(parts).std() / len(parts) ** 0.5
+    return exact, mean, error, error * n**0.5
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_log_ratio_has_the_expected_gradient_of_the_closed_form(weight, condition):
+    exact, mean, error, _ = expectation(log_ratio, weight, condition)
     assert error < exact.abs() / 10
-    assert (sampled - exact).abs() < 4 * error
+    assert (mean - exact).abs() < 4 * error
 
 
-def test_the_log_ratio_of_a_step_without_noise_is_refused(condition):
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_detached_reward_has_no_expected_gradient(weight, condition):
+    """Though a sample's is not zero, so nothing is clipped away: it is `w mean_D gap` times that of log pi."""
+    exact, mean, error, spread = expectation(detached, weight, condition)
+    assert error < exact.abs() / 10
+    assert mean.abs() < 4 * error
+    score = (2 * SDE.kl_weight(GRID[0], GRID[1]) * 1.25).sqrt()
+    assert spread == pytest.approx(weight * 0.25 * 0.625 * float(score), rel=0.5)
+
+
+def test_the_detached_reward_is_the_mean_of_that_of_the_log_ratio(condition):
+    """A loss's gradient is minus its reward times that of the log-probability, so the rewards can be read off."""
+    n, w = 40_000, torch.tensor(0.3)
+    x = torch.tensor([[0.5, -1.0]]).expand(n, 2)
+    step = step_of(torch.tensor(0.4, requires_grad=True), x, SDE, condition(1).expand(n), Noise(range(n)))
+    log_prob = SDE.transition(step.x, step.v, step.t, step.t_next).log_prob(step.x_next)
+    score = torch.autograd.grad(log_prob.sum(), step.v, retain_graph=True)[0][:, 0]
+    gradients = (
+        torch.autograd.grad(loss(step, SDE, 0.9 * step.x, w).sum(), step.v, retain_graph=True)[0][:, 0]
+        for loss in (log_ratio, detached)
+    )
+    sampled, fixed = (-gradient / score for gradient in gradients)
+    torch.testing.assert_close(fixed, fixed[:1].expand(n), rtol=1e-3, atol=0)
+    assert (sampled.mean() - fixed[0]).abs() < 4 * sampled.std() / n**0.5
+
+
+@pytest.mark.parametrize("estimate", [log_ratio, detached])
+def test_a_sampled_loss_of_a_step_without_noise_is_refused(estimate, condition):
     theta = torch.tensor(0.4, requires_grad=True)
     step = step_of(theta, torch.ones(1, 2), Ode(), condition(1), None)
     with pytest.raises(ConfigError, match="without noise"):
-        log_ratio(step, Ode(), torch.ones(1, 2), torch.tensor(1.0))
+        estimate(step, Ode(), torch.ones(1, 2), torch.tensor(1.0))
 
 
 def distillation(tiny_net, weights, teachers=True, anchor=0.5):

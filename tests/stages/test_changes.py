@@ -73,6 +73,7 @@ REFUSED = {
     "distill.anchor.model=quality": r"distill.anchor.model \('base' -> 'quality'\)",
     "distill.sampling.steps=3": r"distill.sampling.steps \(2 -> 3\)",
     "distill.samples_per_label=3": r"distill.samples_per_label \(2 -> 3\)",
+    "distill.labels_per_update=1": r"distill.labels_per_update \(none -> 1\)",
     "distill.query.kind=random": r"distill.query.kind \('all' -> 'random'\)",
     "distill.optim.learning_rate=0.1": r"distill.optim.learning_rate \(0.001 -> 0.1\)",
     "distill.optim.updates=9": r"distill.optim.updates \(3 -> 9\)",
@@ -80,6 +81,7 @@ REFUSED = {
     "distill.adapter.rank=4": r"distill.adapter.rank \(8 -> 4\)",
     "teachers.quality.guidance=2": r"teachers.quality.guidance \(none -> 2.0\)",
     "routes={composition: quality, quality: quality}": r"routes.composition \(none -> 'quality'\)",
+    "route_by=text": r"route_by \(none -> 'text'\)",
     "coldstart.rank=2": r"coldstart.rank \(none -> 2\)",
 }
 

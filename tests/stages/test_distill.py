@@ -1,22 +1,26 @@
 """Distillation: what it needs, what it leaves alone, that its two halves are independent, and that it works."""
 
 import json
+import re
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from flowopd.configs import DistillConfig
 from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
-from flowopd.pipeline import open_run
+from flowopd.pipeline import open_run, run
 from flowopd.prompts import write_prompts
 from flowopd.recipe import make_recipe
 from flowopd.rewards.registry import REWARDS
+from flowopd.routing import LabelRouter
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
-from flowopd.stages.distill import distill
+from flowopd.stages.distill import counts_of, distill
 from flowopd.train import Trainer
 
 MERGED = {"kind": "merge"}
@@ -141,6 +145,52 @@ def test_the_student_of_one_expert_starts_with_its_gap_closed(world, tmp_path, d
     assert rows(tmp_path / "out")[0]["gap"] < 1e-9
 
 
+@pytest.mark.parametrize("loss", get_args(DistillConfig.model_fields["loss"].annotation))
+def test_one_word_chooses_the_loss(world, tmp_path, distilling, loss):
+    parts = distilling(updates=1, loss=loss, sampling={"steps": 2, "sampler": "sde"})
+    student = distill(world.session(tmp_path / "out", distill=parts))
+    assert any(delta.any() for delta in deltas(student).values())
+    assert rows(tmp_path / "out")[0]["gap"] > 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"sampler": "ode"}, *({"sampler": "sde", "noise": a} for a in (0.2, 0.7, 1.2)), {"sampler": "cps", "noise": 0.5}],
+    ids=str,
+)
+def test_a_student_learns_on_any_sampler_at_any_noise(world, tmp_path, distilling, sampling):
+    parts = distilling(updates=30, learning_rate=0.03, ema=0.0, anchor=None, sampling={"steps": 2, **sampling})
+    distill(world.session(tmp_path / "out", distill=parts))
+    gaps = [row["gap"] for row in rows(tmp_path / "out")]
+    assert np.mean(gaps[-5:]) < gaps[0] / 1.5
+
+
+def test_the_last_step_of_cps_has_no_noise_and_can_be_left_out(world, tmp_path, distilling):
+    """A policy gradient needs noise at every trained step."""
+    parts = distilling(updates=1, loss="log_ratio", sampling={"steps": 3, "sampler": "cps"})
+    with pytest.raises(ConfigError, match="without noise"):
+        distill(world.session(tmp_path / "all", distill=parts))
+    distill(world.session(tmp_path / "out", distill={**parts, "query": {"kind": "fixed", "steps": [0, 1]}}))
+    assert {f"gap/quality/{i}" in rows(tmp_path / "out")[0] for i in (0, 1)} == {True}
+    assert "gap/quality/2" not in rows(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"kind": "fixed"}, "steps and kind fixed go together"),
+        ({"kind": "all", "steps": [0]}, "steps and kind fixed go together"),
+        ({"kind": "fixed", "steps": [0, 0]}, "must be distinct"),
+        ({"kind": "fixed", "steps": [2]}, "step 2 is beyond a rollout of 2 trained steps"),
+        ({"kind": "random", "k": 3}, "k = 3 queried steps do not fit"),
+    ],
+)
+def test_queries_that_cannot_be_are_refused_before_anything_is_trained(world, tmp_path, distilling, query, said):
+    with pytest.raises(ConfigError, match=said):
+        run(make_recipe(world.tree(coldstart=MERGED, distill=distilling(query=query))), tmp_path / "out")
+    assert not (tmp_path / "out" / "coldstart").exists()
+
+
 # An update is a function of the seed and the step
 
 
@@ -185,6 +235,54 @@ def test_every_update_draws_as_many_prompts_of_every_label(world, tmp_path, dist
     )
     distill(world.session(tmp_path / "out", distill=distilling(updates=2)))
     assert asked[-2:] == [["composition"] * 2 + ["quality"] * 2] * 2
+
+
+def labels_by_update(session, patch):
+    """The labels of the samples of every rollout of a distillation."""
+    seen, call = [], LabelRouter.__call__
+    patch.setattr(LabelRouter, "__call__", lambda self, labels: seen.append(list(labels)) or call(self, labels))
+    distill(session)
+    patch.undo()
+    return [labels for labels in seen if len(labels) == 4]
+
+
+def test_labels_take_turns_and_every_update_draws_as_many_samples(world, tmp_path, distilling, monkeypatch):
+    parts = distilling(updates=4, labels_per_update=1)
+    session = world.session(tmp_path / "out", distill=parts)
+    turns = [["composition"] * 4, ["quality"] * 4]
+    assert labels_by_update(session, monkeypatch) == turns * 2
+    found = [{name for name in row if re.fullmatch("gap/[a-z]+", name)} for row in rows(tmp_path / "out")]
+    assert found == [{"gap/composition"}, {"gap/quality"}] * 2
+
+
+def test_updates_of_one_rollout_are_one_turn(world, tmp_path, distilling, monkeypatch):
+    parts = distilling(updates=4, labels_per_update=1, updates_per_rollout=2, checkpoint_every=2)
+    session = world.session(tmp_path / "out", distill=parts)
+    assert labels_by_update(session, monkeypatch) == [["composition"] * 4, ["quality"] * 4]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, None])
+def test_over_the_turns_every_label_has_its_samples(n):
+    labels = ["a", "b", "c", "d"]
+    config = DistillConfig(samples_per_label=3, labels_per_update=n)
+    turns = [counts_of(config, labels, turn) for turn in range(12)]
+    assert all(sum(turn.values()) == 12 and len(turn) == (n or 4) for turn in turns)
+    assert {label: sum(turn.get(label, 0) for turn in turns) for label in labels} == dict.fromkeys(labels, 36)
+
+
+def test_the_samples_of_all_labels_in_turn_are_those_of_all(world, tmp_path, distilling):
+    students = [
+        deltas(distill(world.session(tmp_path / f"{n}", distill=distilling(updates=2, labels_per_update=n))))
+        for n in (None, 2)
+    ]
+    assert all(torch.equal(delta, students[1][name]) for name, delta in students[0].items())
+
+
+def test_more_labels_than_there_are_are_refused_before_anything_is_trained(world, tmp_path, distilling):
+    recipe = make_recipe(world.tree(coldstart=MERGED, distill=distilling(labels_per_update=3)))
+    with pytest.raises(ConfigError, match="labels_per_update is 3, and there are 2 labels; take fewer"):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "coldstart").exists()
 
 
 def test_a_seed_makes_a_student_again_and_another_seed_another(world, tmp_path, distilling):
@@ -292,6 +390,7 @@ def test_a_run_that_goes_on_within_a_rollout_walks_anew(world, tmp_path, distill
     ("parts", "said"),
     [
         ({"loss": "log_ratio", "updates_per_rollout": 2}, "2 updates_per_rollout need loss closed_form"),
+        ({"loss": "log_ratio_to_go", "updates_per_rollout": 2}, "log_ratio_to_go holds for new states only"),
         ({"updates_per_rollout": 3, "checkpoint_every": 50}, "checkpoint_every 50 must be a multiple of .* 3"),
         ({"updates_per_rollout": 0}, "updates_per_rollout"),
     ],

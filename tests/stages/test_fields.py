@@ -55,6 +55,19 @@ def test_an_objective_replaces_the_loss():
     torch.testing.assert_close(student.shift.bias, torch.full((2,), 5.0), atol=0.4, rtol=0)
 
 
+def test_an_objective_beside_a_loss_of_whole_trajectories_is_refused():
+    config = settings(loss="log_ratio_to_go", sampling={"steps": 3, "sampler": "sde"})
+    with pytest.raises(ConfigError, match="log_ratio_to_go was asked; leave one out"):
+        distiller(Linear(), objective=closed_form, config=config).train()
+
+
+@pytest.mark.parametrize("loss", ["log_ratio", "log_ratio_to_go"])
+def test_a_student_learns_by_sampled_losses_too(loss):
+    student, sampling = Linear(), {"steps": 3, "sampler": "sde"}
+    distiller(student, config=settings(loss=loss, sampling=sampling, samples_per_label=64, anchor=None)).train()
+    torch.testing.assert_close(student.shift.weight, torch.ones(2, 1), atol=0.4, rtol=0)
+
+
 def test_an_anchor_holds_every_sample():
     student = Linear()
     config = settings(anchor={"weight": 1.0})

@@ -90,6 +90,11 @@ PARTS = {
     "no anchor": {"sampling": {"steps": 2}, "anchor": None},
     "no teachers": {"sampling": {"steps": 2}, "distillation": False},
     "beta": {"sampling": {"steps": 3}, "query": {"kind": "beta"}},
+    "to go": {
+        "loss": "log_ratio_to_go",
+        "sampling": {"steps": 3, "sampler": "sde"},
+        "query": {"kind": "random", "k": 1},
+    },
     "several": {
         "sampling": {"steps": 3},
         "query": {"kind": "random", "k": 1},

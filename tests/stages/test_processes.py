@@ -39,10 +39,12 @@ def recipes(world, distilling):
     """A recipe for every trained stage, each of one update."""
     evaluated = world.whole()["evaluate"] | {"images_per_prompt": 2, "micro_batch": 2}
     distilled = distilling(updates=1, samples_per_label=4, micro_batch=2)
+    sampled = {"steps": 2, "sampler": "sde"}
     trained = world.tree(grpo_mix={**POLICY, "tasks": {"composition": COMPOSITION, "quality": QUALITY}})
     matched = {**trained["grpo_mix"], "loss": "matching", "sampling": {"steps": 3, "sampler": "ode"}}
     return {
         "distill": world.tree(coldstart={"kind": "merge"}, distill=distilled, evaluate=evaluated),
+        "to_go": world.tree(distill={**distilled, "loss": "log_ratio_to_go", "sampling": sampled}),
         "grpo": trained,
         "matching": {**trained, "grpo_mix": matched},
         "sft": world.tree(coldstart=SFT),
@@ -50,7 +52,14 @@ def recipes(world, distilling):
     }
 
 
-STAGES = {"monitored": "distill", "distill": "distill", "grpo": "grpo_mix", "matching": "grpo_mix", "sft": "sft"}
+STAGES = {
+    "monitored": "distill",
+    "distill": "distill",
+    "to_go": "distill",
+    "grpo": "grpo_mix",
+    "matching": "grpo_mix",
+    "sft": "sft",
+}
 
 
 def gradients(out, stage):

@@ -6,7 +6,7 @@ from flowopd.objectives.flow_matching import FlowMatching
 from flowopd.objectives.gap import squared_gap
 from flowopd.objectives.grpo import Grpo, group_advantages, transition_ratio
 from flowopd.objectives.matching import AdvantageMatching
-from flowopd.objectives.policy_gradient import SampledLogRatio
+from flowopd.objectives.policy_gradient import SampledLogRatio, leave_one_out, to_go
 from flowopd.objectives.reverse_kl import ReverseKL
 from flowopd.objectives.weighting import Weighting, step_weights
 
@@ -20,7 +20,9 @@ __all__ = [
     "SampledLogRatio",
     "Weighting",
     "group_advantages",
+    "leave_one_out",
     "squared_gap",
     "step_weights",
+    "to_go",
     "transition_ratio",
 ]

@@ -3,12 +3,32 @@
     grad E_S[log pi_S - log pi_T] = E_S[sum_i grad log pi_S,i  sum_{j >= i} (log pi_S,j - log pi_T,j)]
 
 The sum to go is the gradient of the KL of whole trajectories; its first term alone, `j = i`, is the closed
-form's gradient, which holds the visited states fixed.
+form's gradient, which holds the visited states fixed. What is subtracted from a sum to go and does not depend on its
+own sample, a baseline, changes no expectation.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from flowopd.shapes import Metrics, PerSample, PerStepSample
+
+
+def to_go(rewards: PerStepSample) -> PerStepSample:
+    """`sum_{j >= i} r_j` at each step, from the rewards (N, B) of the steps."""
+    return rewards.flip(0).cumsum(0).flip(0)
+
+
+def leave_one_out(returns: PerStepSample, groups: Sequence[Hashable]) -> PerStepSample:
+    """A baseline (N, B): at each step the mean return of the other samples of a sample's group, 0 where it is alone.
+
+    `groups` names the group of each of the B samples. It lessens the variance where a group's returns are alike.
+    """
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    number = torch.tensor([numbers[group] for group in groups])
+    others = (number[:, None] == number[None, :]).to(returns).fill_diagonal_(0)
+    return returns @ others / others.sum(0).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +43,5 @@ class SampledLogRatio:
         advantage = (log_prob_teacher - log_prob_student).detach()
         metrics = {"log_ratio": advantage.mean()}
         if self.to_go:
-            advantage = advantage.flip(0).cumsum(0).flip(0)
+            advantage = to_go(advantage)
         return -(advantage * log_prob_student).sum(0), metrics

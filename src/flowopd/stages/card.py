@@ -179,8 +179,9 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         return general
     sampling, optim, anchor = config.sampling, config.optim, config.anchor
     noise = "" if sampling.sampler == "ode" else f" with noise {sampling.noise:g}"
+    turns = f", {config.labels_per_update} labels in turn" if config.labels_per_update else ""
     return general | {
-        "distillation": f"{optim.updates} updates of {config.samples_per_label} trajectories a label, "
+        "distillation": f"{optim.updates} updates of {config.samples_per_label} trajectories a label{turns}, "
         f"learning rate {optim.learning_rate:g}, EMA {optim.ema:g}",
         "trajectories": f"{sampling.steps} steps of {sampling.sampler}{noise}, guidance {sampling.guidance:g}",
         "anchor": f"`{anchor.model}`, weight {anchor.weight:g}" if anchor else "none",

@@ -60,9 +60,9 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
 
 
 def fine_tune(session: Session, config: SftConfig) -> Path:
-    """Flow matching on latents that each expert sampled for the prompts that are routed to it."""
+    """Flow matching on latents that each expert sampled for the prompts of the labels that are routed to it."""
     session.load_teachers()
-    prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
+    prompts = {label: session.prompts(label, "train") for label in session.routed(list(session.recipe.prompts))}
     every = [prompt for group in prompts.values() for prompt in group]
     conditioning = session.encode(every)
     samples = _expert_samples(session, config, prompts, conditioning)
@@ -73,7 +73,7 @@ def fine_tune(session: Session, config: SftConfig) -> Path:
     watch = Guard(session, trained, repeat=lambda view: _Update(session, single, samples, view))
     trainer = Trainer(session.adapters.parameters(STARTED), config.optim, watch)
     identity = {
-        **session.recipe.identity("coldstart", "routes"),
+        **session.recipe.identity("coldstart", "routes", "route_by"),
         "adapter": lasting(shape),
         "guidance": {name: teacher.guidance for name, teacher in session.recipe.teachers.items()},
         "sha256": session.hashes(list(session.recipe.teachers)),

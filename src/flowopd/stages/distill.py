@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +18,19 @@ from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.noise import seed_of
 from flowopd.nonfinite import Plain, View
-from flowopd.objectives import Anchor
+from flowopd.objectives import Anchor, leave_one_out, to_go
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, Queries, Query, RandomSteps
+from flowopd.queries import AllSteps, BetaStep, FixedSteps, Queries, Query, RandomSteps
 from flowopd.sampling import Batch
-from flowopd.schedules import Walk, fused, relearnt, walked
+from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import BASE, Router, Session
-from flowopd.shapes import Grid
+from flowopd.shapes import Grid, Routes
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
-from flowopd.step import ESTIMATORS, Distillation, Estimator, mean_gaps
+from flowopd.stages.router import routes_of
+from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.train import Trainer
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
@@ -45,18 +46,19 @@ def distill(session: Session) -> Path:
     """
     config = _config(session)
     prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
-    route = session.route(list(prompts))
+    every = [prompt for group in prompts.values() for prompt in group]
+    session.route([prompt.label for prompt in every])
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
-    every = [prompt for group in prompts.values() for prompt in group]
     conditioning = session.encode(every)
+    route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))
 
     def made(view: View, micro_batch: int) -> DistillUpdate:
         sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
         lesson = _distillation(session, teachers, view)
-        return DistillUpdate(sized, place, lesson, route, prompts, view.conditioning)
+        return update_kind(sized)(sized, place, lesson, route, prompts, view.conditioning)
 
     trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
     watch = Guard(session, trained, repeat=lambda view: made(view, 1))
@@ -65,7 +67,7 @@ def distill(session: Session) -> Path:
     checkpoints = Checkpoints(session.out / "checkpoints" / "distill", _identity(session))
     tracker = session.tracker("distill", config.optim.updates, config.samples_per_label * len(prompts))
     with session.adapters.using(STUDENT):
-        trainer.run(update, tracker, checkpoints)
+        trainer.run(lambda step: update(step) | ({} if step else facts), tracker, checkpoints)
     student = session.adapters.lora(STUDENT)
     folder = session.out / STUDENT
     files = {**diffusers_lora_files(student), **lora_files(student, session.recipe.base)}
@@ -88,7 +90,7 @@ class Place:
 
 
 class DistillUpdate:
-    """One update: prompts of every label together, a function of the seed and the step alone.
+    """One update: prompts of every label together, or of some in turn, a function of the seed and the step alone.
 
     `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
     Where a rollout serves several updates, the first of them learns while the student walks and leaves the walk to the
@@ -111,7 +113,8 @@ class DistillUpdate:
 
     def __call__(self, step: int) -> dict[str, float]:
         rollout = step - step % self.config.updates_per_rollout
-        chosen = [prompt for label in self.prompts for prompt in self._choose(label, rollout)]
+        counts = counts_of(self.config, list(self.prompts), rollout // self.config.updates_per_rollout)
+        chosen = [prompt for label, count in counts.items() for prompt in self._choose(label, count, rollout)]
         labels = [prompt.label for prompt in chosen]
         rows = own_rows(len(chosen))
         left = rollout + self.config.updates_per_rollout - step
@@ -122,13 +125,10 @@ class DistillUpdate:
 
     def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
         """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
-        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes, size = self.route(chosen)[rows], self.config.micro_batch
         queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
         again = {i for queries in later for i in queries.indices}
         self.walks, gaps = [], []
-        for part, route in zip(batch.split(size), routes.split(size), strict=True):
+        for part, route in self._parts(step, chosen, rows):
             place = (self.distillation, part, route, queries, self.shape)
             if again:
                 found, walk = walked(*place, again, share=len(part) / len(chosen))
@@ -138,15 +138,57 @@ class DistillUpdate:
             gaps.append(found)
         return gaps
 
+    def _parts(self, step: int, chosen: Sequence[Prompt], rows: slice) -> list[tuple[Batch, Routes]]:
+        """Micro-batches of these rows of the chosen prompts, with their routes."""
+        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
+        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
+        routes, size = self.route(chosen)[rows], self.config.micro_batch
+        return list(zip(batch.split(size), routes.split(size), strict=False))
+
     def _learn_again(self, step: int, size: int) -> list[Tensor]:
         """The gradient on the walks of the last rollout, of `size` samples in all."""
         queries = drawn(self.config, self.seed, step)
         return [relearnt(self.distillation, walk, queries, share=len(walk.cond) / size) for walk in self.walks]
 
-    def _choose(self, label: str, step: int) -> list[Prompt]:
+    def _choose(self, label: str, count: int, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
         prompts = self.prompts[label]
-        return [prompts[i] for i in rng.integers(0, len(prompts), self.config.samples_per_label)]
+        return [prompts[i] for i in rng.integers(0, len(prompts), count)]
+
+
+class ToGoUpdate(DistillUpdate):
+    """An update by the policy gradient of whole trajectories: all samples walk, then their steps are credited.
+
+    A step's advantage is the sum of the rewards from it on, less the mean of that over the other samples of its label.
+    """
+
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
+        d, queries, size = self.distillation, drawn(self.config, self.seed, step), self.config.micro_batch
+        found = [rewarded(d, part, route, self.shape) for part, route in self._parts(step, chosen, rows)]
+        own = torch.cat([rewards for rewards, _ in found], 1) if found else torch.empty(len(d.grid) - 1, 0)
+        returns = to_go(whole(own, rows, len(chosen), dim=1))
+        advantages = returns - leave_one_out(returns, [prompt.label for prompt in chosen])
+        gaps = []
+        for (_, walk), mine in zip(found, advantages[:, rows].split(size, 1), strict=False):
+            credited = replace(d, estimate=Credited(mine.to(walk.cond.device)))
+            gaps.append(relearnt(credited, walk, queries, share=len(walk.cond) / len(chosen)))
+        return gaps
+
+
+def update_kind(config: DistillConfig) -> type[DistillUpdate]:
+    """The update that these settings ask for."""
+    return ToGoUpdate if config.looks_ahead else DistillUpdate
+
+
+def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[str, int]:
+    """How many samples rollout `turn` draws of which labels, as even as can be; every rollout draws as many in all.
+
+    Raises ConfigError if there are fewer labels than an update takes.
+    """
+    total, n = config.samples_per_label * len(labels), config.labels_per_update or len(labels)
+    if n > len(labels):
+        raise ConfigError(f"labels_per_update is {n}, and there are {len(labels)} labels; take fewer, or leave it out")
+    return {labels[(turn * n + i) % len(labels)]: total // n + (i < total % n) for i in range(n)}
 
 
 def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
@@ -161,6 +203,7 @@ def query_rule(config: QueryConfig) -> Query:
         "all": AllSteps,
         "random": lambda: RandomSteps(config.k),
         "beta": lambda: BetaStep(config.a, config.b),
+        "fixed": lambda: FixedSteps(config.steps or ()),
     }
     return rules[config.kind]()
 
@@ -214,7 +257,12 @@ def distillation(
     anchor: VelocityField | None = None,
     objective: Estimator | None = None,
 ) -> Distillation:
-    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss."""
+    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss.
+
+    Raises ConfigError for an objective beside a loss that is no function of one step.
+    """
+    if objective is not None and config.looks_ahead:
+        raise ConfigError(f"an objective of your own replaces distill.loss, and {config.loss} was asked; leave one out")
     dynamics = config.sampling.dynamics()
     return Distillation(
         student=student,
@@ -239,7 +287,7 @@ def _identity(session: Session) -> dict[str, object]:
     named = list(recipe.teachers) if config.distillation else []
     anchor = [config.anchor.model] if config.anchor and config.anchor.model != BASE else []
     return {
-        **recipe.identity("routes", "coldstart", "distill"),
+        **recipe.identity("routes", "route_by", "coldstart", "distill"),
         **session.own.identity(),
         "sha256": session.hashes(list(dict.fromkeys([*named, *anchor]))),
         "guidance": {name: recipe.teachers[name].guidance for name in named},

@@ -96,6 +96,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     teachers, the anchor and a backward; the mean over the updates of the run, whose queries the seed tells."""
     recipe = session.recipe
     samples = config.samples_per_label * len(recipe.prompts)
+    keeps = config.updates_per_rollout > 1 or config.looks_ahead
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
     visits = queried_visits(config, recipe.seed)
@@ -114,7 +115,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
         config.micro_batch,
         _held(recipe, config),
         rows,
-        0 if config.updates_per_rollout == 1 else samples * (3 * config.sampling.steps + 1),
+        samples * (3 * config.sampling.steps + 1) if keeps else 0,
     )
 
 
@@ -130,12 +131,13 @@ class Visits:
 def queried_visits(config: DistillConfig, seed: int) -> Visits:
     """The means over the updates of a run."""
     updates, n = config.optim.updates, config.updates_per_rollout
+    ahead = set(range(config.sampling.steps)) if config.looks_ahead else set()
     forward = asked = backward = 0
     for first in range(0, updates, n):
         drawn_steps = [drawn(config, seed, first + i).indices for i in range(n)]
-        visited = {i for steps in drawn_steps for i in steps}
+        visited = {i for steps in drawn_steps for i in steps} | ahead
         counts = [len(steps) for steps in drawn_steps[: updates - first]]
-        forward += max(visited) + 1 + sum(counts[1:])
+        forward += max(visited) + 1 + sum(counts[0 if ahead else 1 :])
         asked += len(visited)
         backward += sum(counts)
     return Visits(forward / updates, asked / updates, backward / updates)
@@ -158,7 +160,7 @@ def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:
 def of_sft(session: Session, config: SftConfig) -> Workload:
     """Flow matching on images, which the experts draw once."""
     recipe = session.recipe
-    labels = list(recipe.prompts)
+    labels = session.routed(list(recipe.prompts))
     each, steps = -(-config.images // len(labels)), config.sampling.steps
     guided = [rows_of(session.guidance(strongest(session, label), config.sampling.guidance)) for label in labels]
     return Workload(
@@ -198,16 +200,20 @@ def _held(recipe: Recipe, config: DistillConfig) -> tuple[str, ...]:
     return tuple(name for name in recipe.teachers if config.distillation or name == anchor)
 
 
-def _frozen_rows(session: Session, config: DistillConfig) -> tuple[int, int]:
-    """Rows of teachers, and of the anchor, at one step of one sample of every label."""
-    labels = list(session.recipe.prompts)
+def _frozen_rows(session: Session, config: DistillConfig) -> tuple[float, float]:
+    """Rows of teachers, and of the anchor, at one step of one sample of every label.
+
+    Labels that are routed by the text of their prompts are taken to be spread as the others are.
+    """
+    every = list(session.recipe.prompts)
+    labels = session.routed(every)
     scales = {name: session.guidance(name, config.sampling.guidance) for name in session.recipe.teachers}
     taught = held = 0
     for route in session.router(labels)(labels):
         own = {name: scales[name] for name, weight in zip(scales, route.tolist(), strict=True) if weight}
         taught += sum(rows_of(scale) for scale in own.values()) if config.distillation else 0
         held += _anchor_rows(config, scales, own if config.distillation else {})
-    return taught, held
+    return taught * len(every) / len(labels), held * len(every) / len(labels)
 
 
 def _anchor_rows(config: DistillConfig, scales: Mapping[str, float], own: Mapping[str, float]) -> int:

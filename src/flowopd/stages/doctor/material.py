@@ -45,15 +45,16 @@ def _routes(session: Session) -> Check:
     labels = list(dict.fromkeys(label for given in session.recipe.prompts for label in _labels(session, given)))
     router = session.router(labels)
     config = session.recipe.distill
-    known = (BASE, *session.recipe.teachers)
-    if config is not None and config.anchor is not None and config.anchor.model not in known:
+    models = (BASE, *session.recipe.teachers)
+    if config is not None and config.anchor is not None and config.anchor.model not in models:
         fact = f"the anchor {config.anchor.model!r} is no model of the recipe"
-        return Check("routes", FAILED, fact, f"set distill.anchor.model to one of {', '.join(known)}")
-    shares = [
-        " and ".join(f"{name} {weight:.0%}" for name, weight in zip(router.teachers, row, strict=True) if weight)
-        for row in router(labels).tolist()
-    ]
-    return Check("routes", OK, ", ".join(f"{label} to {share}" for label, share in zip(labels, shares, strict=True)))
+        return Check("routes", FAILED, fact, f"set distill.anchor.model to one of {', '.join(models)}")
+    known = session.routed(labels)
+    shares = dict.fromkeys(labels, "the expert that each text resembles") | {
+        label: " and ".join(f"{name} {weight:.0%}" for name, weight in zip(router.teachers, row, strict=True) if weight)
+        for label, row in zip(known, router(known).tolist(), strict=True)
+    }
+    return Check("routes", OK, ", ".join(f"{label} to {share}" for label, share in shares.items()))
 
 
 def _labels(session: Session, label: str) -> list[str]:
