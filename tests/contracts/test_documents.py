@@ -15,8 +15,8 @@ from typer.main import get_command
 
 import flowopd
 from flowopd.cli import app
-from flowopd.recipe import Recipe, load_recipe, make_recipe
-from flowopd.suite import load_runs, load_suite
+from flowopd.recipe import Recipe, load_recipe, make_recipe, validated
+from flowopd.suite import Suite, load_runs, load_suite
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -166,10 +166,13 @@ PARTS = [(name, text) for name, page in PAGES.items() for text in blocks("yaml",
 
 
 @pytest.mark.parametrize(("page", "text"), PARTS, ids=[f"{name}-{text.split()[0]}" for name, text in PARTS])
-def test_a_part_of_a_recipe_or_of_a_launch_is_valid(page, text):
+def test_a_part_of_a_recipe_a_suite_or_a_launch_is_valid(page, text):
     tree = yaml.safe_load(text)
     if "compute_environment" in tree:
         assert ClusterConfig(**tree).num_processes % tree["num_machines"] == 0
+    elif "compute" in tree:
+        rows = {name: {"recipe": f"{name}.yaml"} for name in (*tree["compute"]["rows"], tree["compute"]["experts"])}
+        assert validated(Suite, {"rows": rows, **tree}).claims
     else:
         assert isinstance(make_recipe({"base": "a/model", **tree}), Recipe)
 

@@ -101,16 +101,24 @@ def test_gradients_of_distillation_are_those_of_an_update(kept, monkeypatch):
     kept.load_teachers()
     conditioning = kept.encode([prompt for group in prompts.values() for prompt in group])
     kept.create("student", config.adapter)
+    route = kept.route(list(prompts))
     parameters = list(kept.adapters.parameters("student").values())
     monkeypatch.setattr("flowopd.stages.distill.seed_of", lambda *_: 5)
     with kept.adapters.using("student"):
         whole, *parts = (
-            _gradient(update_on(kept, config, those, Plain(conditioning)), 0, parameters)
+            _gradient(update_on(kept, config, route, those, Plain(conditioning)), 0, parameters)
             for those in (prompts, *({label: group} for label, group in prompts.items()))
         )
     kept.adapters.remove("student")
     torch.testing.assert_close(sum(parts) / len(parts), whole, rtol=1e-4, atol=1e-7)
     assert whole.norm() > 0
+
+
+def test_labels_that_take_turns_are_measured_each(world, tmp_path, distilling):
+    turns = {"labels_per_update": 2, "loss": "detached"}
+    session = world.session(tmp_path / "out", distill=distilling(**turns), route_by="text")
+    (found,) = write_interference(session, model="start", repeats=1)
+    assert found.tasks == ["composition", "quality"] and min(found.norms.values()) > 0
 
 
 def test_no_update_has_the_number_of_another_and_a_repeat_s_share_their_window():

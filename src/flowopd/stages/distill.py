@@ -218,11 +218,11 @@ def _config(session: Session) -> DistillConfig:
 
 
 def update_on(
-    session: Session, config: DistillConfig, prompts: Mapping[str, Sequence[Prompt]], view: View
+    session: Session, config: DistillConfig, route: Router, prompts: Mapping[str, Sequence[Prompt]], view: View
 ) -> DistillUpdate:
     """An update of the student on these prompts by label, with settings beside the recipe's; all models are loaded."""
     lesson = _distillation(session, list(session.recipe.teachers) if config.distillation else [], view, config)
-    return DistillUpdate(config, Place.of(session), lesson, session.route(list(prompts)), prompts, view.conditioning)
+    return update_kind(config)(config, Place.of(session), lesson, route, prompts, view.conditioning)
 
 
 def _distillation(

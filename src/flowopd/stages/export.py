@@ -106,9 +106,9 @@ def _refuse_taken(folder: Path) -> None:
 
 
 def _trained(session: Session, model: str, dtype: str | None) -> Trained:
-    available_models(session, [model])
     lora = model_lora(session, model)
     if lora is None:
+        available_models(session, [model])
         known = [row for row in available_models(session) if adapter_folder(session, row) is not None]
         raise ConfigError(f"{model} has no adapter to export; those that have one: {', '.join(known) or 'none yet'}")
     return Trained(

@@ -34,6 +34,7 @@ from flowopd.stages.distill import update_on
 from flowopd.stages.grpo import PolicyUpdate, apportioned, make_task
 from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import mix_policy
+from flowopd.stages.router import routes_of
 from flowopd.stages.sample import available_models, model_lora
 from flowopd.tracking.screen import console, shows
 
@@ -209,12 +210,14 @@ def _of_distillation(session: Session) -> Tasks:
     assert config is not None
     prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
     session.load_teachers()
-    conditioning = session.encode([prompt for group in prompts.values() for prompt in group])
-    closed = config.model_copy(update={"loss": "closed_form", "updates_per_rollout": 1})
+    every = [prompt for group in prompts.values() for prompt in group]
+    conditioning = session.encode(every)
+    route, _ = routes_of(session, every, conditioning)
+    closed = config.model_copy(update={"loss": "closed_form", "updates_per_rollout": 1, "labels_per_update": None})
 
     def updates() -> Mapping[str, Callable[[int], object]]:
         def of(label: str, group: Sequence[Prompt]) -> Callable[[int], object]:
-            return update_on(session, closed, {label: group}, Plain(conditioning))
+            return update_on(session, closed, route, {label: group}, Plain(conditioning))
 
         return {label: of(label, group) for label, group in prompts.items()}
 

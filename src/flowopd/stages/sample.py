@@ -77,9 +77,9 @@ def _other_start(session: Session) -> str:
 def model_lora(session: Session, model: str) -> LoraFile | None:
     """The adapter of a row or a checkpoint; None if there is none, as of the base and of whole teachers.
 
-    Raises CheckpointError if it cannot be read.
+    No other model is looked at. Raises CheckpointError if it cannot be read.
     """
-    if model.startswith(CHECKPOINT):
+    if model in known_checkpoints(session.recipe, session.out):
         return checkpoint_lora(session.recipe, session.out, model)
     folder = adapter_folder(session, model)
     return None if folder is None else read_lora(folder)
