@@ -21,7 +21,7 @@ from flowopd.routing import LabelRouter
 from flowopd.schedule import sigma_grid
 from flowopd.session import Router, checked_router, code_name
 from flowopd.shapes import Grid
-from flowopd.stages.distill import Place, distillation, update_kind
+from flowopd.stages.updates import Place, distillation, update_kind
 from flowopd.step import Distillation, Estimator
 from flowopd.tracking import OnUpdate, Tracker
 from flowopd.train import Trainer

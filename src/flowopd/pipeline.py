@@ -25,13 +25,14 @@ from flowopd.results import Results
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Own, Session
 from flowopd.stages.coldstart import cold_start
-from flowopd.stages.distill import counts_of, distill, drawn
+from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall, evaluation_prompts
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
+from flowopd.stages.updates import counts_of, drawn
 from flowopd.tracking.boards import check_boards
 
 MANIFEST = "manifest.json"

@@ -163,7 +163,7 @@ MISTAKES = {
     ),
     "a label without a route": (
         f"{DISTILL} --prompts signs={{prompts}}/train/quality.jsonl",
-        ["no route for label 'signs'", "composition"],
+        ["no route for label 'quality'", "composition"],
     ),
     "prompts that the evaluation lacks": (
         "eval --out {done} --split unseen",

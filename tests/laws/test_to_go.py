@@ -15,7 +15,7 @@ from flowopd.configs import DistillConfig
 from flowopd.dynamics import FlowSde
 from flowopd.objectives import leave_one_out, to_go
 from flowopd.prompts import Prompt
-from flowopd.stages.distill import Place, distillation, update_kind
+from flowopd.stages.updates import Place, distillation, update_kind
 from flowopd.types import Condition
 
 THETA, TEACHER = 0.4, -2.0

@@ -20,7 +20,8 @@ from flowopd.rewards.registry import REWARDS
 from flowopd.routing import LabelRouter
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
-from flowopd.stages.distill import counts_of, distill
+from flowopd.stages.distill import distill
+from flowopd.stages.updates import counts_of
 from flowopd.train import Trainer
 
 MERGED = {"kind": "merge"}

@@ -103,7 +103,7 @@ def test_gradients_of_distillation_are_those_of_an_update(kept, monkeypatch):
     kept.create("student", config.adapter)
     route = kept.route(list(prompts))
     parameters = list(kept.adapters.parameters("student").values())
-    monkeypatch.setattr("flowopd.stages.distill.seed_of", lambda *_: 5)
+    monkeypatch.setattr("flowopd.stages.updates.seed_of", lambda *_: 5)
     with kept.adapters.using("student"):
         whole, *parts = (
             _gradient(update_on(kept, config, route, those, Plain(conditioning)), 0, parameters)

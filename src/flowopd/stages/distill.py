@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from flowopd.checkpoint import Checkpoints
-from flowopd.configs import DistillConfig, QueryConfig
+from flowopd.configs import DistillConfig
 from flowopd.durable import write_folder
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
-from flowopd.noise import seed_of
 from flowopd.nonfinite import Plain, View
-from flowopd.objectives import Anchor, leave_one_out, to_go
-from flowopd.objectives.weighting import step_weights
-from flowopd.processes import only_main, own_rows, whole
+from flowopd.processes import only_main
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, FixedSteps, Queries, Query, RandomSteps
-from flowopd.sampling import Batch
-from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import BASE, Router, Session
-from flowopd.shapes import Grid, Routes
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
 from flowopd.stages.router import routes_of
-from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
+from flowopd.stages.updates import DistillUpdate, Place, distillation, update_kind
+from flowopd.step import Distillation
 from flowopd.train import Trainer
-from flowopd.types import Condition
 from flowopd.velocity import VelocityField
 
 STUDENT = "student"
@@ -76,138 +64,6 @@ def distill(session: Session) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where trajectories run: the shape of one sample, and the seed of it all."""
-
-    shape: Sequence[int]
-    seed: int
-
-    @classmethod
-    def of(cls, session: Session) -> Place:
-        """That of a run."""
-        return cls(session.latent_shape(), session.recipe.seed)
-
-
-class DistillUpdate:
-    """One update: prompts of every label together, or of some in turn, a function of the seed and the step alone.
-
-    `conditioning` gives the rows of prompts by their texts. Of several processes each takes its own rows of the batch.
-    Where a rollout serves several updates, the first of them learns while the student walks and leaves the walk to the
-    others. A run that goes on between them walks anew.
-    """
-
-    def __init__(
-        self,
-        config: DistillConfig,
-        place: Place,
-        distillation: Distillation,
-        route: Router,
-        prompts: Mapping[str, Sequence[Prompt]],
-        conditioning: Callable[[Sequence[str]], Condition],
-    ) -> None:
-        self.config, self.seed, self.shape = config, place.seed, place.shape
-        self.distillation, self.route = distillation, route
-        self.prompts, self.conditioning = prompts, conditioning
-        self.walks: list[Walk] = []
-
-    def __call__(self, step: int) -> dict[str, float]:
-        rollout = step - step % self.config.updates_per_rollout
-        counts = counts_of(self.config, list(self.prompts), rollout // self.config.updates_per_rollout)
-        chosen = [prompt for label, count in counts.items() for prompt in self._choose(label, count, rollout)]
-        labels = [prompt.label for prompt in chosen]
-        rows = own_rows(len(chosen))
-        left = rollout + self.config.updates_per_rollout - step
-        again = step > rollout and self.walks
-        gaps = self._learn_again(step, len(chosen)) if again else self._learn(step, chosen, rows, left)
-        own = torch.cat(gaps, 2) if gaps else torch.empty(2, len(self.distillation.grid) - 1, 0)
-        return _metrics(whole(own, rows, len(chosen), dim=2), labels)
-
-    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
-        """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
-        queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
-        again = {i for queries in later for i in queries.indices}
-        self.walks, gaps = [], []
-        for part, route in self._parts(step, chosen, rows):
-            place = (self.distillation, part, route, queries, self.shape)
-            if again:
-                found, walk = walked(*place, again, share=len(part) / len(chosen))
-                self.walks.append(walk)
-            else:
-                found = fused(*place, share=len(part) / len(chosen))
-            gaps.append(found)
-        return gaps
-
-    def _parts(self, step: int, chosen: Sequence[Prompt], rows: slice) -> list[tuple[Batch, Routes]]:
-        """Micro-batches of these rows of the chosen prompts, with their routes."""
-        seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes, size = self.route(chosen)[rows], self.config.micro_batch
-        return list(zip(batch.split(size), routes.split(size), strict=False))
-
-    def _learn_again(self, step: int, size: int) -> list[Tensor]:
-        """The gradient on the walks of the last rollout, of `size` samples in all."""
-        queries = drawn(self.config, self.seed, step)
-        return [relearnt(self.distillation, walk, queries, share=len(walk.cond) / size) for walk in self.walks]
-
-    def _choose(self, label: str, count: int, step: int) -> list[Prompt]:
-        rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
-        prompts = self.prompts[label]
-        return [prompts[i] for i in rng.integers(0, len(prompts), count)]
-
-
-class ToGoUpdate(DistillUpdate):
-    """An update by the policy gradient of whole trajectories: all samples walk, then their steps are credited.
-
-    A step's advantage is the sum of the rewards from it on, less the mean of that over the other samples of its label.
-    """
-
-    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
-        d, queries, size = self.distillation, drawn(self.config, self.seed, step), self.config.micro_batch
-        found = [rewarded(d, part, route, self.shape) for part, route in self._parts(step, chosen, rows)]
-        own = torch.cat([rewards for rewards, _ in found], 1) if found else torch.empty(len(d.grid) - 1, 0)
-        returns = to_go(whole(own, rows, len(chosen), dim=1))
-        advantages = returns - leave_one_out(returns, [prompt.label for prompt in chosen])
-        gaps = []
-        for (_, walk), mine in zip(found, advantages[:, rows].split(size, 1), strict=False):
-            credited = replace(d, estimate=Credited(mine.to(walk.cond.device)))
-            gaps.append(relearnt(credited, walk, queries, share=len(walk.cond) / len(chosen)))
-        return gaps
-
-
-def update_kind(config: DistillConfig) -> type[DistillUpdate]:
-    """The update that these settings ask for."""
-    return ToGoUpdate if config.looks_ahead else DistillUpdate
-
-
-def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[str, int]:
-    """How many samples rollout `turn` draws of which labels, as even as can be; every rollout draws as many in all.
-
-    Raises ConfigError if there are fewer labels than an update takes.
-    """
-    total, n = config.samples_per_label * len(labels), config.labels_per_update or len(labels)
-    if n > len(labels):
-        raise ConfigError(f"labels_per_update is {n}, and there are {len(labels)} labels; take fewer, or leave it out")
-    return {labels[(turn * n + i) % len(labels)]: total // n + (i < total % n) for i in range(n)}
-
-
-def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
-    """The queried steps of update `step`, a function of the seed and the step alone."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "queries", step))
-    return query_rule(config.query).draw(config.sampling.steps, generator)
-
-
-def query_rule(config: QueryConfig) -> Query:
-    """The rule that a recipe names."""
-    rules = {
-        "all": AllSteps,
-        "random": lambda: RandomSteps(config.k),
-        "beta": lambda: BetaStep(config.a, config.b),
-        "fixed": lambda: FixedSteps(config.steps or ()),
-    }
-    return rules[config.kind]()
-
-
 def _config(session: Session) -> DistillConfig:
     config = session.recipe.distill
     if config is None:
@@ -249,33 +105,6 @@ def _distillation(
     )
 
 
-def distillation(
-    config: DistillConfig,
-    grid: Grid,
-    student: VelocityField,
-    teachers: Sequence[VelocityField],
-    anchor: VelocityField | None = None,
-    objective: Estimator | None = None,
-) -> Distillation:
-    """These fields, taught as the settings say on the times of `grid`; `objective` replaces the settings' loss.
-
-    Raises ConfigError for an objective beside a loss that is no function of one step.
-    """
-    if objective is not None and config.looks_ahead:
-        raise ConfigError(f"an objective of your own replaces distill.loss, and {config.loss} was asked; leave one out")
-    dynamics = config.sampling.dynamics()
-    return Distillation(
-        student=student,
-        teachers=teachers,
-        anchor_field=anchor,
-        anchor=Anchor(weight=config.anchor.weight if config.anchor else 0.0),
-        dynamics=dynamics,
-        grid=grid,
-        weights=step_weights(config.weighting, dynamics, grid),
-        estimate=objective or ESTIMATORS[config.loss],
-    )
-
-
 def _cold_start(session: Session) -> LoraFile | None:
     """The adapter that the cold start left, if the recipe has one."""
     return read_lora(session.out / "coldstart") if session.recipe.coldstart else None
@@ -294,11 +123,3 @@ def _identity(session: Session) -> dict[str, object]:
         "sha256_prompts": session.training_hashes(),
         "sha256_coldstart": sha256_of(session.out / "coldstart") if recipe.coldstart else None,
     }
-
-
-def _metrics(gaps: Tensor, labels: Sequence[str]) -> dict[str, float]:
-    """Gaps (2, N, B) as `gap`, `gap/LABEL`, `gap/LABEL/STEP` for the teachers, `anchor_gap` for the anchor."""
-    rows = {label: [other == label for other in labels] for label in dict.fromkeys(labels)}
-    metrics = {"gap": float(gaps[0].nanmean()), "anchor_gap": float(gaps[1].nanmean())}
-    metrics = {name: value for name, value in metrics.items() if value == value}
-    return metrics | mean_gaps(gaps[0], rows)

@@ -16,8 +16,8 @@ from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.shapes import Grid
 from flowopd.stages.coldstart import strongest
-from flowopd.stages.distill import drawn
 from flowopd.stages.learners import trained_steps, window_starts
+from flowopd.stages.updates import drawn
 from flowopd.train import TrainConfig
 
 
