@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.nonfinite import Plain, View
 from flowopd.processes import only_main
-from flowopd.prompts import Prompt
-from flowopd.session import BASE, Router, Session
+from flowopd.session import BASE, Session
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
 from flowopd.stages.router import routes_of

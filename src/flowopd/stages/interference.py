@@ -31,12 +31,13 @@ from flowopd.results import GRPO_MIX, STUDENT
 from flowopd.session import BASE, Router, Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.curve import DISTILL, start_of
-from flowopd.stages.distill import DistillUpdate, Place, lesson_of
+from flowopd.stages.distill import lesson_of
 from flowopd.stages.grpo import PolicyUpdate, apportioned, make_task
 from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import mix_policy
 from flowopd.stages.router import routes_of
 from flowopd.stages.sample import available_models, model_lora
+from flowopd.stages.updates import DistillUpdate, Place
 from flowopd.tracking.screen import console, shows
 
 INTERFERENCE = "interference.json"
