@@ -12,9 +12,11 @@ from flowopd.stages.interference import (
     INTERFERENCE,
     Interference,
     _compared,
+    _gradient,
     _numbers,
     _over_repeats,
     _stages,
+    _taught,
     write_interference,
 )
 
@@ -92,10 +94,6 @@ def test_a_checkpoint_and_what_became_of_it_are_one(kept):
 
 def test_gradients_of_distillation_are_those_of_an_update(kept, monkeypatch):
     """The mean over labels of the tasks' gradients is the gradient that an update of all labels takes."""
-    from flowopd.nonfinite import Plain
-    from flowopd.stages.distill import update_on
-    from flowopd.stages.interference import _gradient
-
     config = kept.recipe.distill.model_copy(update={"anchor": None})
     prompts = {label: kept.prompts(label, "train")[:1] for label in kept.recipe.prompts}
     kept.load_teachers()
@@ -106,7 +104,7 @@ def test_gradients_of_distillation_are_those_of_an_update(kept, monkeypatch):
     monkeypatch.setattr("flowopd.stages.updates.seed_of", lambda *_: 5)
     with kept.adapters.using("student"):
         whole, *parts = (
-            _gradient(update_on(kept, config, route, those, Plain(conditioning)), 0, parameters)
+            _gradient(_taught(kept, config, route, those, conditioning), 0, parameters)
             for those in (prompts, *({label: group} for label, group in prompts.items()))
         )
     kept.adapters.remove("student")

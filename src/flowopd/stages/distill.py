@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.nonfinite import Plain, View
 from flowopd.processes import only_main
-from flowopd.prompts import Prompt
-from flowopd.session import BASE, Router, Session
+from flowopd.session import BASE, Session
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
 from flowopd.stages.router import routes_of
@@ -45,7 +44,7 @@ def distill(session: Session) -> Path:
 
     def made(view: View, micro_batch: int) -> DistillUpdate:
         sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)
-        lesson = _distillation(session, teachers, view)
+        lesson = lesson_of(session, config, teachers, view)
         return update_kind(sized)(sized, place, lesson, route, prompts, view.conditioning)
 
     trained = Trained(STUDENT, config.sampling, config.micro_batch, every, conditioning)
@@ -73,18 +72,8 @@ def _config(session: Session) -> DistillConfig:
     return config
 
 
-def update_on(
-    session: Session, config: DistillConfig, route: Router, prompts: Mapping[str, Sequence[Prompt]], view: View
-) -> DistillUpdate:
-    """An update of the student on these prompts by label, with settings beside the recipe's; all models are loaded."""
-    lesson = _distillation(session, list(session.recipe.teachers) if config.distillation else [], view, config)
-    return update_kind(config)(config, Place.of(session), lesson, route, prompts, view.conditioning)
-
-
-def _distillation(
-    session: Session, teachers: Sequence[str], view: View, config: DistillConfig | None = None
-) -> Distillation:
-    config = config or _config(session)
+def lesson_of(session: Session, config: DistillConfig, teachers: Sequence[str], view: View) -> Distillation:
+    """The student and the frozen models of a session, all loaded, taught as these settings say."""
     sampling, anchor = config.sampling, config.anchor
 
     @cache

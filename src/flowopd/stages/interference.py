@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import track
 from torch import Tensor, nn
 
-from flowopd.configs import AdapterConfig
+from flowopd.conditioning import Conditioning
+from flowopd.configs import AdapterConfig, DistillConfig
 from flowopd.durable import replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.nonfinite import Plain
@@ -27,15 +28,16 @@ from flowopd.processes import only_main, sum_gradients, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import Recipe
 from flowopd.results import GRPO_MIX, STUDENT
-from flowopd.session import BASE, Session
+from flowopd.session import BASE, Router, Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.curve import DISTILL, start_of
-from flowopd.stages.distill import update_on
+from flowopd.stages.distill import lesson_of
 from flowopd.stages.grpo import PolicyUpdate, apportioned, make_task
 from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import mix_policy
 from flowopd.stages.router import routes_of
 from flowopd.stages.sample import available_models, model_lora
+from flowopd.stages.updates import DistillUpdate, Place
 from flowopd.tracking.screen import console, shows
 
 INTERFERENCE = "interference.json"
@@ -216,12 +218,24 @@ def _of_distillation(session: Session) -> Tasks:
     closed = config.model_copy(update={"loss": "closed_form", "updates_per_rollout": 1, "labels_per_update": None})
 
     def updates() -> Mapping[str, Callable[[int], object]]:
-        def of(label: str, group: Sequence[Prompt]) -> Callable[[int], object]:
-            return update_on(session, closed, route, {label: group}, Plain(conditioning))
-
-        return {label: of(label, group) for label, group in prompts.items()}
+        return {
+            label: _taught(session, closed, route, {label: group}, conditioning) for label, group in prompts.items()
+        }
 
     return Tasks(STUDENT, config.adapter, updates)
+
+
+def _taught(
+    session: Session,
+    config: DistillConfig,
+    route: Router,
+    prompts: Mapping[str, Sequence[Prompt]],
+    conditioning: Conditioning,
+) -> DistillUpdate:
+    """An update of the student on these prompts by label."""
+    view, teachers = Plain(conditioning), list(session.recipe.teachers) if config.distillation else []
+    lesson = lesson_of(session, config, teachers, view)
+    return DistillUpdate(config, Place.of(session), lesson, route, prompts, conditioning)
 
 
 def _of_mix(session: Session) -> Tasks:
