@@ -110,7 +110,11 @@ WRONG = {
         "prompts quality.test",
         ["no.txt", "does not exist", "check the path"],
     ),
-    "a label without a route": (["routes={composition: composition}"], "routes", ["no route for label 'quality'"]),
+    "a label without a route": (
+        ["prompts.text={train: 'package:mini/prompts/train/text.jsonl'}"],
+        "routes",
+        ["no route for label 'text'", "composition, quality"],
+    ),
     "an unknown teacher in a route": (["routes.quality=qualty"], "routes", ["'qualty'", "did you mean 'quality'"]),
     "a label without training prompts": (
         ["prompts.quality.train=null"],
