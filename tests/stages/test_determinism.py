@@ -111,11 +111,29 @@ def drawn(mini):
     return pictures(mini, range(len(prompts)), 4)
 
 
+@pytest.fixture
+def threads():
+    """Sets how many threads torch has, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+ORDERS = [range(9, -1, -1), [5, 0, 7, 2, 4, 1, 3, 8, 9, 6]]
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 16])
-@pytest.mark.parametrize("order", [range(9, -1, -1), [5, 0, 7, 2, 4, 1, 3, 8, 9, 6]])
-def test_pictures_are_the_same_bytes_in_any_order(mini, drawn, order, size):
+@pytest.mark.parametrize("order", ORDERS)
+def test_pictures_are_the_same_bytes_in_any_order_on_one_thread(mini, drawn, threads, order, size):
+    threads(1)
     assert drawn.std() > 10
     assert np.array_equal(pictures(mini, list(order), size), pictures(mini, range(len(drawn)), size))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_pictures_are_within_a_grey_level_in_any_order_on_two_threads(mini, drawn, threads, order):
+    threads(2)
+    assert np.abs(pictures(mini, list(order), 5).astype(int) - drawn).max() <= 1
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
