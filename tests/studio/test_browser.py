@@ -192,6 +192,22 @@ def test_the_playground_draws_side_by_side_and_by_strength(watch, address):
     pictures.locator("img[alt*='after 2 updates']").wait_for()
 
 
+def test_a_strength_that_changes_while_a_prompt_is_drawn_leaves_no_model_behind(watch, address):
+    page = go(watch(address), address, "Playground")
+    pictures = page.get_by_role("list", name="Pictures")
+    pictures.locator("img[alt*='student']").wait_for()
+    page.locator(".waiting").first.wait_for(state="detached")
+    held = []
+    page.route("**/draw*", lambda route: route.continue_() if held else held.append(route))
+    page.get_by_label("Prompt", exact=True).first.fill("a yellow moon")
+    page.keyboard.press("Enter")
+    page.locator(".waiting").first.wait_for()
+    page.get_by_label("Strength of the adapter").fill("0.5")
+    page.locator("img[alt='a yellow moon, by student']").wait_for()
+    page.wait_for_function("!document.querySelector('.waiting')")
+    assert pictures.locator("img[alt^='a yellow moon, by ']").count() == 5
+
+
 def image(pictures, name):
     return pictures.locator(f"img[alt$='by {name}']").element_handle()
 

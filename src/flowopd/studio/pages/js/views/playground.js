@@ -23,6 +23,7 @@ function card(model) {
     wait() {
       element.classList.add("waiting");
     },
+    waits: () => element.classList.contains("waiting"),
     show({ blob, seconds }) {
       element.classList.remove("waiting");
       blank.hidden = true;
@@ -53,7 +54,7 @@ export function open(root, say) {
   async function draw(only = () => true) {
     drawing?.abort();
     const { signal } = (drawing = new AbortController());
-    const todo = [...cards].filter(([model]) => only(model));
+    const todo = [...cards].filter(([model, one]) => only(model) || one.waits());
     todo.forEach(([, one]) => one.wait());
     for (const [model, one] of todo) {
       if (signal.aborted) return;
