@@ -238,11 +238,16 @@ class DistillConfig(Strict):
     @model_validator(mode="after")
     def _rollouts_are_whole(self) -> DistillConfig:
         n, between = self.updates_per_rollout, self.optim.checkpoint_every
-        if n > 1 and self.loss != "closed_form":
+        if n > 1 and self.is_sampled:
             raise ValueError(f"{n} updates_per_rollout need loss closed_form; {self.loss} holds for new states only")
         if n > 1 and between % n:
             raise ValueError(f"optim.checkpoint_every {between} must be a multiple of updates_per_rollout {n}")
         return self
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the loss is told from the sampled next states, so that trained steps need noise."""
+        return self.loss != "closed_form"
 
     @property
     def looks_ahead(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowopd.configs import MetricConfig, RewardConfig
+from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.identity import differences, lasting
@@ -140,11 +140,25 @@ def check(session: Session) -> None:
         elif (whole := session.whole_teacher(name)) is not None:
             session.model.check_whole(whole)
     if recipe.distill is not None:
-        counts_of(recipe.distill, list(recipe.prompts), turn=0)
-        drawn(recipe.distill, recipe.seed, step=0)
-        session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
+        check_distillation(session, recipe.distill)
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
+
+
+def check_distillation(session: Session, config: DistillConfig) -> None:
+    """Refuse what the first update would.
+
+    Raises ConfigError for more labels or steps in an update than there are, and for a trained step that has no noise
+    where the loss needs it; DataError for labels without a route.
+    """
+    recipe = session.recipe
+    counts_of(config, list(recipe.prompts), turn=0)
+    queried = drawn(config, recipe.seed, step=0).indices
+    if config.is_sampled and config.distillation:
+        dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
+        for i in range(config.sampling.steps) if config.looks_ahead else queried:
+            dynamics[i].kl_weight(grid[i], grid[i + 1])
+    session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
 
 
 def _check_rewards(recipe: Recipe) -> None:

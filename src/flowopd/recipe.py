@@ -241,7 +241,8 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "model_type":
         return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
     message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{message}, got {str(first['input'])[:80]!r}" if place and place[-1] != "token" else message
+    told = place and place[-1] != "token" and not isinstance(first["input"], Mapping)
+    return f"{message}, got {str(first['input'])[:80]!r}" if told else message
 
 
 @cache

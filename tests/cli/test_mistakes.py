@@ -393,3 +393,27 @@ def test_adapters_of_these_tests_are_broken_in_no_other_way(broken):
     whole = load_file(broken["composition"] / WEIGHTS)
     holed = load_file(broken["holed"] / WEIGHTS)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in holed.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("distill.labels_per_update=9", "labels_per_update is 9, and there are 2 labels"),
+        ("distill.loss=detached", "step without noise"),
+        ("distill.loss=log_ratio_to_go", "step without noise"),
+    ],
+)
+def test_what_distill_refuses_has_made_nothing_that_a_mended_command_meets(flowopd, world, tmp_path, change, words):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({key: value for key, value in world.whole().items() if key != "evaluate"}))
+    command = ("distill", "--config", recipe, "--out", tmp_path / "out", "--set", "distill.optim.updates=1")
+    outcome = flowopd(*command, "--set", change)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and words in outcome.err, outcome.err
+    assert not (tmp_path / "out" / "coldstart").exists()
+    assert flowopd(*command).code == 0
+
+
+def test_a_part_that_contradicts_itself_is_not_printed_whole(flowopd, world, tmp_path):
+    sets = ("--set", "distill.loss=detached", "--set", "distill.updates_per_rollout=2")
+    outcome = flowopd("run", "mini-demo", "--out", tmp_path / "out", *sets)
+    assert outcome.code == 2 and "need loss closed_form" in outcome.err and "got" not in outcome.err

@@ -180,12 +180,13 @@ def distill(
         _show(recipe, out, ["coldstart", "distill"])
         return
     from flowopd.durable import is_made
-    from flowopd.pipeline import open_run
+    from flowopd.pipeline import check_distillation, open_run
     from flowopd.processes import agreed
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
 
     session = open_run(recipe, out)
+    check_distillation(session, session.recipe.distill)
     if recipe.coldstart is not None and agreed(lambda: not is_made(out / "coldstart")):
         start.cold_start(session)
     finish(stage.distill(session), f"flowopd sample --out {out} --prompt '...'")
