@@ -7,14 +7,13 @@ prompt are averaged before they come here; equal values give an interval of no w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from flowopd.durable import replace_text
 from flowopd.errors import DataError
+from flowopd.records import File, Record
 
 BASE, MERGE, SFT, GRPO_MIX, STUDENT, TEACHER = "base", "merge", "sft", "grpo_mix", "student", "teacher:"
 """Names of models in a record; a teacher's own name follows `teacher:`."""
@@ -23,10 +22,8 @@ AVERAGE = "average"
 """The metric that is the mean of all others, each brought to 0..1."""
 
 
-class Estimate(BaseModel):
+class Estimate(Record):
     """A mean over `n` prompts and its 95 % interval. For example `mean=0.92 ci95=(0.89, 0.94) n=320`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mean: float
     ci95: tuple[float, float]
@@ -43,36 +40,20 @@ class Estimate(BaseModel):
         return self.ci95[0] <= other.ci95[1] and other.ci95[0] <= self.ci95[1]
 
 
-class Results(BaseModel):
+class Results(File):
     """`results.json`: estimates by model and metric, and how much of each teacher's gain reached the student.
 
     `settings` is free; all other fields are strict. `per_prompt` is the file of single scores, relative to
     the run's folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    made_by: ClassVar[str] = "flowopd eval"
 
     version: Literal[1] = Field(default=1, validation_alias="schema", serialization_alias="schema")
-    settings: dict[str, Any] = {}
-    models: dict[str, dict[str, Estimate]] = {}
-    gap_closed: dict[str, float | None] = {}
+    settings: dict[str, Any] = Field({})
+    models: dict[str, dict[str, Estimate]] = Field({})
+    gap_closed: dict[str, float | None] = Field({})
     per_prompt: str | None = None
-
-    @classmethod
-    def load(cls, path: str | Path) -> Results:
-        """The record in a file. Raises DataError if it is missing or no such record, naming the field."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; evaluate the run first: flowopd eval") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path}: {field}: {first['msg']}; evaluate the run again: flowopd eval") from None
-
-    def save(self, path: Path) -> None:
-        """The record written to a file, whole or not at all."""
-        replace_text(path, self.model_dump_json(by_alias=True, indent=2) + "\n")
 
     @property
     def metrics(self) -> list[str]:

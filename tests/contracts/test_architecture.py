@@ -63,6 +63,7 @@ RUNNING = (
     "recipe",
     "suite",
     "schema",
+    "records",
     "results",
     "session",
     "stages",

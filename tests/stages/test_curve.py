@@ -145,7 +145,8 @@ def test_the_table_has_the_same_hash_with_a_curve_and_without(kept, copy, run):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "judge the checkpoints: flowopd eval --checkpoints"), ("{}", "settings: Field requ")]
+    ("content", "words"),
+    [(None, "does not exist; flowopd eval --checkpoints writes it"), ("{}", "settings: Field requ")],
 )
 def test_a_file_that_is_no_curve_is_refused(tmp_path, content, words):
     if content is not None:

@@ -186,8 +186,10 @@ def test_a_recipe_without_a_loss_says_so(world, tmp_path):
 
 
 def test_a_file_that_is_no_such_record_is_refused(tmp_path):
-    with pytest.raises(DataError, match="measure it: flowopd interference"):
+    with pytest.raises(DataError, match="does not exist; flowopd interference writes it"):
         Interference.load(tmp_path / INTERFERENCE)
     (tmp_path / INTERFERENCE).write_text(json.dumps({"measured": [{"stage": "distill"}]}))
-    with pytest.raises(DataError, match=r"measured.0.model: Field required; delete it and measure again"):
+    with pytest.raises(
+        DataError, match=r"measured.0.model: Field required; delete it, and flowopd interference writes it"
+    ):
         Interference.load(tmp_path / INTERFERENCE)

@@ -129,7 +129,7 @@ def test_the_page_is_made_from_the_record_alone(studied, study, tmp_path):
 
 
 def test_a_study_that_is_not_there_or_no_study_is_refused(tmp_path):
-    with pytest.raises(DataError, match="gather the runs of a suite first"):
+    with pytest.raises(DataError, match="does not exist; flowopd study writes it"):
         Study.load(tmp_path / "study.json")
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(DataError, match=r"suite: Field required"):

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from flowopd.configs import EvaluateConfig, SftConfig
-from flowopd.durable import replace_text
-from flowopd.errors import DataError
 from flowopd.lora_file import sha256_of
 from flowopd.processes import only_main, wait
 from flowopd.recipe import Recipe
+from flowopd.records import File, Record
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, TEACHER, Estimate, shares_closed
 from flowopd.session import Session
 from flowopd.stages.checkpoints import checkpoint_hash, known_checkpoints, parted, stage_folder
@@ -33,12 +32,8 @@ Row = Mapping[str, Estimate]
 """Estimates by metric."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Point(_Record):
-    """A stage after so many updates, what it had taken by then, and how good it was.
+class Place(Record):
+    """A stage after so many updates, whose weights those are, and what it had taken by then.
 
     `passes` and `seconds` count the stages that it builds on too: those of the teachers and of the cold start that the
     run trained itself. A pass is one row through the transformer, a backward counts as two. `seconds` is None where
@@ -51,68 +46,44 @@ class Point(_Record):
     sha256: str
     passes: float
     seconds: float | None
-    metrics: dict[str, Estimate]
-    gap_closed: dict[str, float | None]
 
     @property
     def weights(self) -> tuple[str, str]:
         """Whose weights these are: the model's name and its hash."""
         return self.model, self.sha256
 
+    def judged(self, metrics: Row, held: Yardstick) -> Point:
+        """The place with how good it was found to be."""
+        return Point(**dict(self), metrics=dict(metrics), gap_closed=held.shares(metrics))
 
-class Yardstick(_Record):
+
+class Point(Place):
+    """A place, and how good it was."""
+
+    metrics: dict[str, Estimate]
+    gap_closed: dict[str, float | None]
+
+
+class Yardstick(Record):
     """The means of the base, and those of the experts by the metrics that they own: gaps are from one to the other."""
 
-    base: dict[str, float] = {}
-    experts: dict[str, float] = {}
+    base: dict[str, float] = Field({})
+    experts: dict[str, float] = Field({})
 
     def shares(self, row: Row) -> dict[str, float | None]:
         """The shares of the gaps that a row closes, and of them all as `average`; nothing without base or experts."""
         return shares_closed({name: estimate.mean for name, estimate in row.items()}, self.base, self.experts)
 
 
-class Curve(_Record):
+class Curve(File):
     """`curve.json`: points by stage and update; `settings` is what their metrics depend on, with a hash."""
+
+    made_by: ClassVar[str] = "flowopd eval --checkpoints"
 
     version: Literal[1] = Field(default=1, validation_alias="schema", serialization_alias="schema")
     settings: dict[str, Any]
     yardstick: Yardstick = Yardstick()
     points: tuple[Point, ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> Curve:
-        """The record in a file. Raises DataError if it is missing or no such record."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; judge the checkpoints: flowopd eval --checkpoints") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path}: {field}: {first['msg']}; delete it and evaluate again") from None
-
-    def save(self, path: Path) -> None:
-        """Written whole or not at all."""
-        replace_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A point without what is known once it is judged."""
-
-    stage: str
-    update: int
-    model: str
-    sha256: str
-    passes: float
-    seconds: float | None
-
-    @property
-    def weights(self) -> tuple[str, str]:
-        return self.model, self.sha256
-
-    def judged(self, metrics: Row, held: Yardstick) -> Point:
-        return Point(**vars(self), metrics=dict(metrics), gap_closed=held.shares(metrics))
 
 
 def write_curve(judging: Judging, rows: Mapping[str, Row]) -> Curve:
@@ -165,11 +136,11 @@ def _old(file: Path, settings: dict[str, Any]) -> Curve:
 
 def _settings(session: Session, config: EvaluateConfig) -> dict[str, Any]:
     """What the points depend on: how models are judged, and how they were trained."""
-    trained = session.recipe.identity("teachers", "routes", "coldstart", "grpo_mix", "distill")
+    trained = session.recipe.identity("teachers", "routes", "route_by", "coldstart", "grpo_mix", "distill")
     return hashed({**settings_of(session, config), "training": trained})
 
 
-def _places(session: Session) -> list[_Place]:
+def _places(session: Session) -> list[Place]:
     """The start and the checkpoints of every stage of which some were kept."""
     recipe, run = session.recipe, session.out
     kept: dict[str, list[str]] = {}
@@ -178,7 +149,7 @@ def _places(session: Session) -> list[_Place]:
     works = {work.stage: work for work in workloads(session)}
     logged = [row for row in _logged(run) if row["stage"] in works]
     spent = {stage: _Spent(work, [row for row in logged if row["stage"] == stage]) for stage, work in works.items()}
-    places: list[_Place] = []
+    places: list[Place] = []
     for stage in works:
         models = kept.get(stage_folder(stage), [])
         before = [spent[other] for other in foundations(recipe, stage)]
@@ -187,7 +158,9 @@ def _places(session: Session) -> list[_Place]:
             passes = sum(other.passes() for other in before) + spent[stage].passes(update)
             clocks = [*(other.seconds() for other in before), spent[stage].seconds(update)]
             seconds = None if None in clocks else sum(clock for clock in clocks if clock is not None)
-            places.append(_Place(stage, update, model, weights, passes, seconds))
+            places.append(
+                Place(stage=stage, update=update, model=model, sha256=weights, passes=passes, seconds=seconds)
+            )
     return places
 
 

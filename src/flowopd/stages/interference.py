@@ -10,23 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from rich.progress import track
 from torch import Tensor, nn
 
 from flowopd.conditioning import Conditioning
 from flowopd.configs import AdapterConfig, DistillConfig
-from flowopd.durable import replace_text
-from flowopd.errors import ConfigError, DataError
+from flowopd.errors import ConfigError
 from flowopd.nonfinite import Plain
 from flowopd.processes import only_main, sum_gradients, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import Recipe
+from flowopd.records import File, Record
 from flowopd.results import GRPO_MIX, STUDENT
 from flowopd.session import BASE, Router, Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
@@ -47,11 +46,7 @@ START = "start"
 Matrix = list[list[float | None]]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Cosines(_Record):
+class Cosines(Record):
     """Cosines (K, K) between the gradients of `tasks`, for the loss of `stage` at the weights of `model`.
 
     `mean` and `spread` (the standard deviation) are over the repeats in which both gradients are not zero: None where
@@ -78,27 +73,13 @@ class Cosines(_Record):
         return _mean([value for i, row in enumerate(self.mean) for j, value in enumerate(row) if i != j])
 
 
-class Interference(_Record):
+class Interference(File):
     """`interference.json`: what was measured in a run, by stage and model."""
+
+    made_by: ClassVar[str] = "flowopd interference"
 
     version: Literal[1] = Field(default=1, validation_alias="schema", serialization_alias="schema")
     measured: tuple[Cosines, ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> Interference:
-        """The record in a file. Raises DataError if it is missing or no such record."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; measure it: flowopd interference") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path}: {field}: {first['msg']}; delete it and measure again") from None
-
-    def save(self, path: Path) -> None:
-        """Written whole or not at all."""
-        replace_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 @dataclass(frozen=True, eq=False)

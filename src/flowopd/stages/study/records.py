@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from flowopd.durable import replace_text
-from flowopd.errors import DataError
+from flowopd.records import File, Record
 from flowopd.results import Estimate
 from flowopd.stages.interference import Cosines
 from flowopd.suite import Claim, Compute, Pictures, Reach, Row, Table
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Line(_Record):
+class Line(Record):
     """One model of a row: estimates over prompts of the mean over seeds, and each seed's own means."""
 
     metrics: dict[str, Estimate]
     by_seed: dict[int, dict[str, float]]
 
 
-class Cost(_Record):
+class Cost(Record):
     """What a row's training took: seconds, the mean over seeds, and by stage rows in units of a forward."""
 
     seconds: float
     passes: dict[str, float]
 
 
-class Gap(_Record):
+class Gap(Record):
     """How far a student's velocities were from its teachers', of one seed: by label and step of the path over the
     first and the last tenth of the updates, and the mean over labels by update."""
 
@@ -40,7 +33,7 @@ class Gap(_Record):
     curve: list[tuple[int, float]]
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """A claim and what was measured, None while a row is missing."""
 
     claim: Claim
@@ -52,7 +45,7 @@ class Verdict(_Record):
         return None if self.measured is None else self.measured.mean >= self.claim.at_least
 
 
-class Spot(_Record):
+class Spot(Record):
     """A row's training after so many updates: its average over seeds, the gap closed, and what it had taken by then.
 
     `seconds` is the mean over seeds, `closed` the share of the experts' mean gain; None where it is not known.
@@ -66,7 +59,7 @@ class Spot(_Record):
     closed: float | None
 
 
-class Reached(_Record):
+class Reached(Record):
     """A claim of compute, the best spot of `over`, and the first of `of` that is as good; None where there is none.
 
     `measured` is whether both rows have their curves.
@@ -95,9 +88,11 @@ def share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-class Study(_Record):
+class Study(File):
     """All of it: lines and cosines by ROW/MODEL, curves by row; `missing` are runs that have no results yet, as
     ROW/seed-N."""
+
+    made_by: ClassVar[str] = "flowopd study"
 
     suite: str
     commits: list[str]
@@ -113,19 +108,3 @@ class Study(_Record):
     curves: dict[str, list[Spot]]
     interference: dict[str, list[Cosines]]
     missing: list[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Study:
-        """Raises DataError if the file is missing or no study."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist; gather the runs of a suite first: flowopd study") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}: {place}: {first['msg']}; gather it again: flowopd study") from None
-
-    def save(self, path: Path) -> None:
-        """Written whole or not at all."""
-        replace_text(path, self.model_dump_json(indent=1) + "\n")
