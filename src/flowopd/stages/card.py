@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flowopd.formats import WHOLE, Trained
 from flowopd.formats.comfyui import fits_comfyui
@@ -24,6 +23,7 @@ from flowopd.session import Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.readback import Check
 from flowopd.stages.summary import table
+from flowopd.stages.templates import rendered
 
 CARD = "README.md"
 ELSEWHERE = {"device", "compile", "gradient_checkpointing", "evaluate", "samples", "judges"}
@@ -34,27 +34,20 @@ def write_card(
     folder: Path, session: Session, model: str, form: str, place: str, trained: Trained, check: Check
 ) -> None:
     """Write README.md into an export's folder; `place` is the name that users load it by."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = shlex.quote
     recipe = session.recipe
-    text = environment.get_template("card.md.jinja").render(
-        form=form,
-        place=place,
-        model=model,
-        recipe=recipe,
-        trained=trained,
-        check=check,
-        what=_what(model, recipe),
-        run=session.out.resolve().name,
+    facts = {
+        "form": form,
+        "place": place,
+        "model": model,
+        "recipe": recipe,
+        "trained": trained,
+        "check": check,
+        "what": _what(model, recipe),
+        "run": session.out.resolve().name,
         **_use(session, model, form, folder, trained),
         **_origin(session, trained),
-    )
+    }
+    text = rendered("card.md.jinja", facts, quoted=shlex.quote)
     (folder / CARD).write_text(text.lstrip(), encoding="utf-8")
 
 

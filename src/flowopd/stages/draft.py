@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.hub import located
@@ -24,6 +23,7 @@ from flowopd.recipe import Recipe, make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.session import Session
 from flowopd.stages.plan import GIB, GPUS, Plan, plan, unknown_gpu
+from flowopd.stages.templates import rendered
 
 BASES: Mapping[str, str] = {
     "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
@@ -188,15 +188,7 @@ def _splits(file: str) -> dict[str, str]:
 
 def _text(facts: Mapping[str, Any]) -> str:
     """The recipe's text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"plain": _plain, "pad": lambda value, width: f"{value!s:<{width}}"}
-    return environment.get_template("recipe.yaml.jinja").render(facts)
+    return rendered("recipe.yaml.jinja", facts, plain=_plain, pad=lambda value, width: f"{value!s:<{width}}")
 
 
 def _plain(value: str) -> str:
