@@ -81,7 +81,7 @@ lint: .venv/ready
 
 # torch comes first and alone, so that nothing asks for another build of it.
 .venv/ready: pyproject.toml constraints.txt
-	@echo "installing torch and what else is needed into .venv: some minutes, about 1.5 GB"
+	@echo "installing torch and what else is needed into .venv: some minutes, about 3 GB"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"

@@ -15,25 +15,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError, DataError
 from flowopd.identity import differences, lasting
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
-from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Own, Session
+from flowopd.stages.beforehand import check
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
-from flowopd.stages.sample import draw_wall, evaluation_prompts
+from flowopd.stages.sample import draw_wall
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
-from flowopd.stages.updates import counts_of, drawn
-from flowopd.tracking.boards import check_boards
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -118,69 +115,6 @@ def _missing(folder: Path) -> bool:
     Raises CheckpointError if what it made was changed since.
     """
     return agreed(lambda: not is_made(folder))
-
-
-def check(session: Session) -> None:
-    """Refuse now what would fail only after hours of training.
-
-    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, more labels or steps in an
-    update than there are, and a judge elsewhere that a stage to come needs and that is not there; CheckpointError for
-    an expert that is missing or does not fit, DataError for prompt files that cannot be read and labels without a
-    route.
-    """
-    recipe = session.recipe
-    check_boards(recipe.track)
-    _check_rewards(recipe)
-    session.reach_judges(_due(session))
-    for train in recipe.rewarded():
-        session.prompts(train.prompts, "train")
-    for name, teacher in recipe.teachers.items():
-        if teacher.adapter is not None:
-            session.adapters.checked(name, session.teacher_folder(name))
-        elif (whole := session.whole_teacher(name)) is not None:
-            session.model.check_whole(whole)
-    if recipe.distill is not None:
-        check_distillation(session, recipe.distill)
-    if recipe.evaluate is not None:
-        evaluation_prompts(session, recipe.evaluate)
-
-
-def check_distillation(session: Session, config: DistillConfig) -> None:
-    """Refuse what the first update would.
-
-    Raises ConfigError for more labels or steps in an update than there are, and for a trained step that has no noise
-    where the loss needs it; DataError for labels without a route.
-    """
-    recipe = session.recipe
-    counts_of(config, list(recipe.prompts), turn=0)
-    queried = drawn(config, recipe.seed, step=0).indices
-    if config.is_sampled and config.distillation:
-        dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
-        for i in range(config.sampling.steps) if config.looks_ahead else queried:
-            dynamics[i].kl_weight(grid[i], grid[i + 1])
-    session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
-
-
-def _check_rewards(recipe: Recipe) -> None:
-    """Refuse unknown rewards and settings that they ignore; a judge that no stage asks has to be a known one."""
-    metrics = recipe.evaluate.metrics.values() if recipe.evaluate else ()
-    asked = dict.fromkeys(each.reward for each in (*recipe.rewarded(), *metrics))
-    for name in (*asked, *(name for name in recipe.judges if name not in asked)):
-        check_reward(name, recipe.judges.get(name) if name in asked or name in REWARDS else None)
-
-
-def _due(session: Session) -> list[str]:
-    """The rewards that the stages to come ask for."""
-    recipe, out = session.recipe, session.out
-    due: list[RewardConfig | MetricConfig] = []
-    for name, teacher in recipe.teachers.items():
-        if teacher.train is not None and not (out / "teachers" / name).exists():
-            due.append(teacher.train)
-    if recipe.grpo_mix is not None and not (out / "grpo_mix").exists():
-        due += recipe.grpo_mix.tasks.values()
-    if recipe.evaluate is not None:
-        due += recipe.evaluate.metrics.values()
-    return [each.reward for each in due]
 
 
 def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session:

@@ -180,10 +180,11 @@ def distill(
         _show(recipe, out, ["coldstart", "distill"])
         return
     from flowopd.durable import is_made
-    from flowopd.pipeline import check_distillation, open_run
+    from flowopd.pipeline import open_run
     from flowopd.processes import agreed
     from flowopd.stages import coldstart as start
     from flowopd.stages import distill as stage
+    from flowopd.stages.beforehand import check_distillation
 
     session = open_run(recipe, out)
     check_distillation(session, session.recipe.distill)
