@@ -8,9 +8,9 @@ export OMP_NUM_THREADS ?= 2
 demo: .venv/ready
 	$(BIN)/flowopd demo --out runs/demo
 
-# One thread: most of the tests' models are too small for two.
+# Two processes of one thread each: most of the tests' models are too small for two threads.
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 # What the demo promises, measured on the whole test split: about a quarter of an hour.
 acceptance: .venv/ready
