@@ -122,18 +122,13 @@ def threads():
 ORDERS = [range(9, -1, -1), [5, 0, 7, 2, 4, 1, 3, 8, 9, 6]]
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 6, 10, 16])
+@pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("order", ORDERS)
-def test_pictures_are_the_same_bytes_in_any_order_on_one_thread(mini, drawn, threads, order, size):
-    threads(1)
+def test_pictures_are_the_same_bytes_in_any_order(mini, drawn, threads, order, number, size):
+    threads(number)
     assert drawn.std() > 10
     assert np.array_equal(pictures(mini, list(order), size), pictures(mini, range(len(drawn)), size))
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_pictures_are_within_a_grey_level_in_any_order_on_two_threads(mini, drawn, threads, order):
-    threads(2)
-    assert np.abs(pictures(mini, list(order), 5).astype(int) - drawn).max() <= 1
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
@@ -147,8 +142,28 @@ def test_two_draws_with_an_sde_are_the_same_bytes(mini, drawn):
     assert np.array_equal(once, again) and not np.array_equal(once, drawn)
 
 
-@pytest.mark.parametrize(
-    ("n", "most", "size"), [(34, 16, 12), (10, 4, 4), (3, 32, 3), (32, 32, 32), (0, 8, 8), (1, 1, 1)]
-)
+SIZES = [
+    (34, 16, 12),
+    (10, 4, 4),
+    (3, 32, 4),
+    (32, 32, 32),
+    (0, 8, 8),
+    (1, 1, 1),
+    (2, 3, 2),
+    (10, 3, 2),
+    (10, 6, 4),
+    (34, 18, 12),
+]
+
+
+@pytest.mark.parametrize(("n", "most", "size"), SIZES)
 def test_micro_batches_are_alike_and_no_more_than_they_have_to_be(n, most, size):
-    assert even_batch(n, most) == size <= most and -(-n // size) == -(-n // most)
+    assert even_batch(n, most) == size
+
+
+@pytest.mark.parametrize("most", range(1, 40))
+def test_a_micro_batch_is_what_rows_round_alike_in_and_no_larger_than_asked(most):
+    for n in range(80):
+        size = even_batch(n, most)
+        assert size <= most and (size in (1, 2) or size % 4 == 0)
+        assert even_batch(n + -n % size, most) == size
