@@ -168,8 +168,18 @@ def fetched(kind: Any, name: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = _headline(error)
-        raise CheckpointError(f"model {name} cannot be loaded: {reason}; check its files") from error
+        raise CheckpointError(f"model {name} cannot be loaded: {_headline(error)}; {_cure(name)}") from error
+
+
+def _cure(name: str) -> str:
+    """What to do about a model that cannot be loaded."""
+    if is_local(name):
+        return "check its files"
+    silent = silence()
+    if silent is not None:
+        return f"the hub is out of reach ({silent}): connect, or give a folder"
+    refused = refusal(name)
+    return "check its name and files" if refused is None else f"{refused}: accept its terms, and hf auth login"
 
 
 def fetched_tensors(name: str) -> dict[str, Tensor]:

@@ -22,10 +22,10 @@ from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Session
-from flowopd.stages.beforehand import check
+from flowopd.stages.beforehand import check, check_named
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
-from flowopd.stages.evaluate import evaluate
+from flowopd.stages.evaluate import evaluate, evaluated
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall
@@ -43,7 +43,7 @@ def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | No
     """
     session = open_run(recipe, out, own)
     train(session)
-    results = judge(session) if recipe.evaluate is not None else None
+    results = None if recipe.evaluate is None else judge(session, evaluated(session))
     only_main(lambda: _write_manifest(session))
     return results
 
@@ -82,21 +82,22 @@ def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None)
     """What a run into the folder `out` would do, by stage, or by these alone; nothing is opened or written.
 
     Raises ConfigError if `out` holds something else, or a run of another recipe, CheckpointError if what a stage made
-    was changed since.
+    was changed since; for what the recipe names and has not as `check_named` does.
     """
     out = Path(out)
+    check_named(recipe)
     refuse_other(out, recipe)
     fates = {stage.name: "done, skipped" if is_made(out / stage.folder) else "to do" for stage in stages(recipe)}
     fates |= {"eval": "to do"} if recipe.evaluate is not None else {}
     return [(name, fate) for name, fate in fates.items() if only is None or name in only]
 
 
-def judge(session: Session) -> Results:
-    """The table of a run's models with its wall of pictures, report and summary.
+def judge(session: Session, before: Results | None = None) -> Results:
+    """The table of a run's models, or the one of before, with its wall of pictures, report and summary.
 
     Raises ConfigError if the recipe has no `evaluate`.
     """
-    results, out = evaluate(session), session.out
+    results, out = before or evaluate(session), session.out
     draw_wall(session, session.recipe.evaluate)
     only_main(lambda: (write_report(out), write_summary(out), _show_wall(session)))
     return results

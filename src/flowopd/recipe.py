@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -185,7 +186,7 @@ def validated(kind: type[Part], tree: Mapping[str, Any], overrides: Sequence[str
         check_secrets(changed)
         made = kind.model_validate(changed)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error, kind)}") from None
+        raise ConfigError(f"{CHANGE if _is_changed(error, overrides) else where}: {_explain(error, kind)}") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     _check_truths(changed, made.model_dump(), where)
@@ -228,10 +229,28 @@ def with_value(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]
 KINDS = ("merge", "sft", "[key]", "a claim", "a claim within")
 """Tags of unions, and of keys: pydantic puts them into the path of an error."""
 
+TRIED = ("literal[", "list[", "dict[", "function-")
+"""How the names of the kinds of values begin that it tried at a place, where there are several."""
+
+
+CHANGE = "a change of the recipe given here"
+
+
+def _is_changed(error: ValidationError, overrides: Sequence[str]) -> bool:
+    """Whether the value that is wrong came with a change, and not from the recipe's file."""
+    place = list(map(str, _place(error)))
+    paths = [override.partition("=")[0].split(".") for override in overrides]
+    return any(place[: len(path)] == path for path in paths)
+
+
+def _place(error: ValidationError) -> list[str | int]:
+    """The keys that lead to what is wrong, without the kinds of values that pydantic tried there."""
+    loc = error.errors()[0]["loc"]
+    return [part for part in loc if part not in KINDS and not str(part).startswith(TRIED)]
+
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part not in KINDS]
+    first, place = error.errors()[0], _place(error)
     where = ".".join(map(str, place)) or "the whole"
     if first["type"] == "extra_forbidden":
         near = get_close_matches(str(place[-1]), _known_keys(kind, place[:-1]), n=1, cutoff=0.0)
@@ -241,8 +260,12 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "model_type":
         return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
     message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    told = place and place[-1] != "token" and not isinstance(first["input"], Mapping)
-    return f"{message}, got {str(first['input'])[:80]!r}" if told else message
+    if not place or place[-1] == "token" or isinstance(first["input"], Mapping):
+        return message
+    words = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
+    near = get_close_matches(str(first["input"]), words, n=1)
+    mend = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{message}, got {str(first['input'])[:80]!r}{mend}"
 
 
 @cache

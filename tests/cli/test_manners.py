@@ -121,6 +121,15 @@ def test_a_dry_run_shows_the_whole_recipe_and_the_stages_and_writes_nothing(flow
     assert yaml.safe_load(shown.out)["distill"]["optim"]["max_grad_norm"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("distill.anchor.model=nobody", "the anchor 'nobody'"), ("prompts.quality.test=gone.txt", "prompt file gone.txt")],
+)
+def test_a_dry_run_refuses_what_the_recipe_names_and_has_not(flowopd, recipe, tmp_path, wrong, said):
+    shown = flowopd("run", recipe, "--set", wrong, "--out", tmp_path / "out", "--dry-run")
+    assert shown.code == 2 and said in shown.err and "base:" not in shown.out
+
+
 def test_a_dry_run_of_a_finished_run_skips_what_is_done(flowopd, recipe, done):
     before = files(done)
     shown = flowopd("run", recipe, "--out", done, "--dry-run")

@@ -169,6 +169,12 @@ MISTAKES = {
         "eval --out {done} --split unseen",
         ["unseen", "add prompts.composition.unseen"],
     ),
+    "a split that is none": ("eval --out {done} --split tset", ["given here", "evaluate.split", "did you mean 'test'"]),
+    "a negative limit": ("eval --out {done} --limit -3", ["given here", "evaluate.limit", "-3"]),
+    "a weighting that is none": (
+        f"{DISTILL} --set distill.weighting=velocty",
+        ["given here: distill.weighting: ", "did you mean 'velocity'"],
+    ),
     "a negative weight of the anchor": (f"{DISTILL} --set distill.anchor.weight=-1", ["distill.anchor.weight", "-1"]),
     "a negative weight of a merge": (
         "merge --base {base} --teacher a={composition} --teacher b={quality} "

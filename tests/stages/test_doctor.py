@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowopd import hub, make_recipe
+from flowopd.errors import CheckpointError
 from flowopd.hub import located, offline, silence
 from flowopd.lora_file import WEIGHTS, LoraFile, read_lora, write_lora
 from flowopd.prompts import read_prompts, write_prompts
@@ -409,6 +410,18 @@ class TestHub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         assert silence().startswith("http://127.0.0.1:9: ")
         assert hub.refusal("some/base").startswith("some/base: ")
+
+    def test_a_model_of_a_hub_that_is_not_there_is_not_blamed_on_its_files(self, monkeypatch):
+        class Model:
+            @staticmethod
+            def from_pretrained(name):
+                raise OSError(f"no {name}")
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(CheckpointError, match=r"no some/base; the hub is out of reach \(HF_HUB_OFFLINE is set\)"):
+            hub.fetched(Model, "some/base")
+        with pytest.raises(CheckpointError, match="check its files"):
+            hub.fetched(Model, "./some/folder")
 
 
 class TestMachine:

@@ -12,8 +12,9 @@ from flowopd import load_recipe, make_recipe, run
 from flowopd.errors import ConfigError
 from flowopd.lora_file import read_lora
 from flowopd.merge import merge
-from flowopd.pipeline import open_run
+from flowopd.pipeline import judge, open_run
 from flowopd.results import Results
+from flowopd.stages.judging import Judging
 
 MODELS = ["base", "teacher:composition", "teacher:quality", "merge", "student"]
 METRICS = {"composition", "quality", "unlearnt", "average"}
@@ -102,6 +103,34 @@ def test_a_finished_run_is_not_made_again(again, finished, world):
     for adapter in ("coldstart", "student", "checkpoints"):
         assert bytes_of(again / adapter) == bytes_of(finished / adapter)
     assert [row["stage"] for row in rows(again)] == [row["stage"] for row in rows(finished)]
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The models that are judged from now on."""
+    models, scores = [], Judging.scores
+    monkeypatch.setattr(Judging, "scores", lambda judging, model: models.append(model) or scores(judging, model))
+    return models
+
+
+def test_a_finished_run_is_not_judged_again(again, finished, world, judged):
+    assert run(make_recipe(world.whole()), again) == Results.load(finished / "results.json")
+    assert not judged
+
+
+def test_a_table_of_other_weights_or_settings_is_made_again(again, world, judged):
+    results = Results.load(again / "results.json")
+    for key in ("hash", "weights"):
+        judged.clear()
+        other = results.settings | {key: "other"}
+        results.model_copy(update={"settings": other}).save(again / "results.json")
+        assert run(make_recipe(world.whole()), again) == results
+        assert judged == list(results.models)
+
+
+def test_what_is_asked_for_is_judged_though_it_was_before(again, world, judged):
+    judge(open_run(make_recipe(world.whole()), again))
+    assert "student" in judged
 
 
 def test_a_run_whose_manifest_lacks_defaults_goes_on(again, world):

@@ -362,3 +362,11 @@ def test_a_base_of_the_package_is_found_by_the_code_that_is_shown(run):
     code = write_report(run).read_text(encoding="utf-8").split("<pre><code>")[1].split("</code>")[0]
     compile(code, "report.html", "exec")
     assert "located(" in code and "num_inference_steps=7, guidance_scale=1.5" in code
+
+
+def test_what_the_evaluation_says_of_the_call_is_in_the_code_that_is_shown(run):
+    results = Results.load(run / "results.json")
+    said = {"call": {"num_inference_steps": 3, "guidance_scale": 1, "max_sequence_length": 16}, "load": {"t5": None}}
+    results.model_copy(update={"settings": results.settings | said}).save(run / "results.json")
+    code = write_report(run).read_text(encoding="utf-8").split("<pre><code>")[1].split("</code>")[0]
+    assert "t5=None)" in code and "num_inference_steps=3, guidance_scale=1, max_sequence_length=16)" in code

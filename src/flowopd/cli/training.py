@@ -61,7 +61,7 @@ def run(
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
-    """All stages of a recipe, or of every row of a suite; run again, it goes on where it stopped.
+    """All stages of a recipe, or of every row of a suite; run again, it goes on and skips what is done.
 
     Example: `flowopd run recipes/mini-demo.yaml --out runs/demo --set seed=1`
     """

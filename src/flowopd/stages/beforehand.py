@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
+from flowopd.errors import ConfigError, DataError
+from flowopd.hub import located
+from flowopd.prompts import DATASET
 from flowopd.recipe import Recipe
+from flowopd.results import BASE
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Session
 from flowopd.stages.sample import evaluation_prompts
@@ -34,6 +38,21 @@ def check(session: Session) -> None:
         check_distillation(session, recipe.distill)
     if recipe.evaluate is not None:
         evaluation_prompts(session, recipe.evaluate)
+
+
+def check_named(recipe: Recipe) -> None:
+    """Refuse what a recipe names and has not; nothing is opened.
+
+    Raises ConfigError for an anchor that is no model of the recipe, DataError for a prompt file that is not there.
+    """
+    models = (BASE, *recipe.teachers)
+    anchor = recipe.distill.anchor if recipe.distill else None
+    if anchor is not None and anchor.model not in models:
+        raise ConfigError(f"the anchor {anchor.model!r} is no model of the recipe; take one of {', '.join(models)}")
+    for files in recipe.prompts.values():
+        for source in files.model_dump(exclude_none=True).values():
+            if not source.startswith(DATASET) and not located(source).exists():
+                raise DataError(f"prompt file {source} does not exist; check the path in the recipe")
 
 
 def check_distillation(session: Session, config: DistillConfig) -> None:

@@ -18,12 +18,12 @@ from flowopd.models.source import INDEX
 from flowopd.prompts import DATASET
 from flowopd.recipe import Recipe, SftConfig, TeacherConfig
 from flowopd.results import BASE, GRPO_MIX, STUDENT, TEACHER, Results
-from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.readback import Check
+from flowopd.stages.sample import plain_call
 from flowopd.stages.summary import table
-from flowopd.stages.templates import rendered
+from flowopd.stages.templates import keywords, rendered
 
 CARD = "README.md"
 ELSEWHERE = {"device", "compile", "gradient_checkpointing", "evaluate", "samples", "judges"}
@@ -63,8 +63,8 @@ def _use(session: Session, model: str, form: str, folder: Path, trained: Trained
         "transformer": type(transformer).__name__,
         "dtype": dtype,
         "dtype_option": "" if dtype == "float32" else f", dtype=torch.{dtype}",
-        "load_options": "".join(f", {name}={value}" for name, value in session.model.load_options.items()),
-        "call": _call(session, model),
+        "load_options": "".join(f", {keywords({name: value})}" for name, value in session.model.load_options.items()),
+        "call": keywords(plain_call(session, model)),
         "fits_comfyui": form != "comfyui" or fits_comfyui(transformer),
         "results": table(results) if results else "",
         "in_results": bool(results and model in results.models),
@@ -126,17 +126,6 @@ def _start(recipe: Recipe) -> str:
         return "fine-tuning by flow matching on images that the experts drew"
     rank = recipe.coldstart.rank
     return "the mean of the experts' weight changes, " + ("exact" if rank is None else f"truncated to rank {rank}")
-
-
-def _call(session: Session, model: str) -> str:
-    """The options of a pipeline's call that draw as the run did, as Python source."""
-    recipe = session.recipe
-    sampling = recipe.distill.sampling if recipe.distill else SamplingConfig()
-    sampling = recipe.evaluate.sampling if recipe.evaluate else sampling
-    size = {"height": recipe.resolution, "width": recipe.resolution} if recipe.resolution else {}
-    guidance = session.guidance(model.removeprefix(TEACHER), sampling.guidance)
-    options = {"num_inference_steps": sampling.steps, "guidance_scale": guidance, **size, **session.model.call_options}
-    return ", ".join(f"{name}={value:g}" for name, value in options.items())
 
 
 def _shape(trained: Trained) -> str:

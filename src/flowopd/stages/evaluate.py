@@ -12,7 +12,7 @@ from flowopd.results import STUDENT, TEACHER, Estimate, Results, gap_closed
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
 from flowopd.stages.judging import Judging, settings_of
-from flowopd.stages.sample import available_models
+from flowopd.stages.sample import available_models, own_weights, plain_call
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
 
@@ -34,7 +34,12 @@ def evaluate(session: Session) -> Results:
             scores[model] = {name: values.tolist() for name, values in judged.items()}
             estimates[model] = judging.estimates(judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
-    results = Results(settings=settings_of(session, config, models), models=estimates, per_prompt=PER_PROMPT)
+    settings = settings_of(session, config, models) | {
+        "weights": own_weights(session, models),
+        "load": session.model.load_options,
+        "call": plain_call(session, STUDENT),
+    }
+    results = Results(settings=settings, models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
 
     def keep() -> None:
@@ -45,6 +50,20 @@ def evaluate(session: Session) -> Results:
     if config.checkpoints:
         write_curve(judging, estimates)
     return results
+
+
+def evaluated(session: Session) -> Results | None:
+    """The results that a run has, if they are of the very models, prompts, settings and weights that it would judge.
+
+    Raises ConfigError if the recipe names a model that there is not.
+    """
+    config, file = session.recipe.evaluate, session.out / RESULTS
+    if config is None or config.checkpoints or not file.exists():
+        return None
+    results, models = Results.load(file), available_models(session, config.models)
+    settings = settings_of(session, config, models) | {"weights": own_weights(session, models)}
+    same = all(results.settings.get(key) == settings[key] for key in ("hash", "weights"))
+    return results if same and list(results.models) == models else None
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:

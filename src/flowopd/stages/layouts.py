@@ -16,14 +16,12 @@ from rich.progress import track
 from flowopd.configs import EvaluateConfig
 from flowopd.durable import make_folder, replace_picture, replace_text
 from flowopd.errors import ConfigError, DataError
-from flowopd.lora_file import sha256_of
 from flowopd.processes import only_main, own_rows, wait
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN
 from flowopd.results import TEACHER
 from flowopd.session import Session
-from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_hash
-from flowopd.stages.sample import FOLDERS, available_models, draw_pictures, even_batch
+from flowopd.stages.sample import available_models, draw_pictures, even_batch, own_weights
 from flowopd.tracking.screen import console, shows
 
 RECORD = "drawing.json"
@@ -116,8 +114,6 @@ def draw_layout(
 def _settings(session: Session, model: str, prompts: Sequence[Prompt], config: EvaluateConfig) -> dict[str, Any]:
     """What the pictures of a model depend on."""
     teacher = model.removeprefix(TEACHER)
-    own = {model: sha256_of(session.out / FOLDERS[model])} if model in FOLDERS else {}
-    own |= {model: checkpoint_hash(session.out, model)} if model.startswith(CHECKPOINT) else {}
     lines = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True, default=str)
     return {
         "images_per_prompt": config.images_per_prompt,
@@ -126,7 +122,7 @@ def _settings(session: Session, model: str, prompts: Sequence[Prompt], config: E
         "guidance": session.guidance(teacher, config.sampling.guidance),
         **session.recipe.parts(*RUN),
         "prompts": sha256(lines.encode()).hexdigest(),
-        "weights": session.hashes([teacher] if model.startswith(TEACHER) else []) | own,
+        "weights": session.hashes([teacher] if model.startswith(TEACHER) else []) | own_weights(session, [model]),
     }
 
 

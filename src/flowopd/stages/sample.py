@@ -13,14 +13,14 @@ from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
-from flowopd.lora_file import LoraFile, read_lora
+from flowopd.lora_file import LoraFile, read_lora, sha256_of
 from flowopd.noise import seed_of
 from flowopd.processes import only_main
 from flowopd.prompts import Prompt
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
 from flowopd.session import Session
-from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_lora, known_checkpoints, nearest
+from flowopd.stages.checkpoints import CHECKPOINT, checkpoint_hash, checkpoint_lora, known_checkpoints, nearest
 from flowopd.velocity import VelocityField
 
 FOLDERS = {MERGE: "coldstart", SFT: "coldstart", GRPO_MIX: "grpo_mix", STUDENT: "student"}
@@ -114,6 +114,26 @@ def _loaded(session: Session, model: str) -> str:
     else:
         adapters.load(name, session.out / FOLDERS[model], allow_zero=True)
     return name
+
+
+def own_weights(session: Session, models: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of the weights of those models that a run made itself.
+
+    Raises CheckpointError for a checkpoint that is not what was written.
+    """
+    out = session.out
+    trained = {model: sha256_of(out / FOLDERS[model]) for model in models if model in FOLDERS}
+    return trained | {model: checkpoint_hash(out, model) for model in models if model.startswith(CHECKPOINT)}
+
+
+def plain_call(session: Session, model: str) -> dict[str, float]:
+    """The options of the plain pipeline's call that draw as the run evaluates."""
+    recipe = session.recipe
+    sampling = recipe.distill.sampling if recipe.distill else SamplingConfig()
+    sampling = recipe.evaluate.sampling if recipe.evaluate else sampling
+    size = {"height": recipe.resolution, "width": recipe.resolution} if recipe.resolution else {}
+    guidance = session.guidance(model.removeprefix(TEACHER), sampling.guidance)
+    return {"num_inference_steps": sampling.steps, "guidance_scale": guidance, **size, **session.model.call_options}
 
 
 def draw(

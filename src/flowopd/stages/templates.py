@@ -20,3 +20,8 @@ def rendered(template: str, facts: Mapping[str, Any], **filters: Callable[..., A
     )
     environment.filters |= filters
     return environment.get_template(template).render(facts)
+
+
+def keywords(options: Mapping[str, float | None]) -> str:
+    """Options of a call as Python source: `num_inference_steps=10, guidance_scale=4.5`."""
+    return ", ".join(f"{name}={value if value is None else format(value, 'g')}" for name, value in options.items())

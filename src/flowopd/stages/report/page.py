@@ -15,6 +15,7 @@ from flowopd.stages.report.contents import Run, read_run
 from flowopd.stages.report.findings import best, changes, facts, moved, rivals
 from flowopd.stages.report.series import costs, gap_curves, gap_tables, reward_curves
 from flowopd.stages.report.text import duration, listed, number, signed, size, title
+from flowopd.stages.templates import keywords
 
 
 def write_report(run: Path) -> Path:
@@ -36,7 +37,9 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, title=title, duration=duration, size=size, listed=listed)
+    environment.filters.update(
+        number=number, signed=signed, title=title, duration=duration, size=size, listed=listed, keywords=keywords
+    )
     results, gains = run.results or Results(), changes(run.results or Results())
     return environment.get_template("page.html.jinja").render(
         run=run,
@@ -49,10 +52,20 @@ def render(run: Run) -> str:
         no_gap=results.settings.get("no_gap", {}),
         costs=costs(run.rows),
         facts=facts(run),
+        use=_use(run),
         packaged=str(run.recipe.get("base", "")).startswith(PACKAGE),
         names={"average": AVERAGE, "base": BASE, "student": STUDENT, "teacher": TEACHER},
         **{name: Markup(svg) for name, svg in drawings(run).items()},
     )
+
+
+def _use(run: Run) -> dict[str, str]:
+    """What to add to the lines that load the base and call it, as Python source."""
+    settings = run.results.settings if run.results else {}
+    sampling = (run.recipe.get("evaluate") or {}).get("sampling") or {}
+    planned = {"num_inference_steps": sampling.get("steps"), "guidance_scale": sampling.get("guidance")}
+    call = settings.get("call") or {name: value for name, value in planned.items() if value is not None}
+    return {name: keywords(options) for name, options in {"load": settings.get("load", {}), "call": call}.items()}
 
 
 def drawings(run: Run) -> dict[str, str]:
