@@ -63,6 +63,7 @@ class Pixels:
 
     def __init__(self, source: Source, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **_: Any) -> None:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
+        self.load_options, self.call_options = {}, {}
         self.transformer = Painter().to(self.device, dtype).requires_grad_(False).eval()
         self.transformer.load_state_dict(load_file(Path(source.path, WEIGHTS)))
 

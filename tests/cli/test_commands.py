@@ -149,6 +149,22 @@ def test_sample_draws_with_every_model_of_a_run(flowopd, done, tmp_path, model):
     assert {Image.open(file).size for file in files} == {(64, 64)}
 
 
+def test_other_prompts_and_seeds_may_be_drawn_into_the_same_folder(flowopd, done, tmp_path):
+    folder = tmp_path / "pictures"
+    assert flowopd("sample", "--out", done, "-p", "A ring, red!", "-p", "a ring red", "--to", folder).code == 0
+    assert flowopd("sample", "--out", done, "-p", "a ring red", "--seed", "1", "--to", folder).code == 0
+    assert flowopd("sample", "--out", done, "-p", "¿?", "--to", folder).code == 0
+    names = [
+        "a-ring-red-0-student-2.png",
+        "a-ring-red-0-student.png",
+        "a-ring-red-1-student.png",
+        "prompt-0-student.png",
+    ]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    again = flowopd("sample", "--out", done, "-p", "a ring red", "--to", folder)
+    assert again.code == 2 and "another --seed" in again.err
+
+
 @pytest.mark.parametrize(
     ("layout", "first"), [("geneval", "00000/samples/0000.png"), ("compbench", "samples/*_000000.png")]
 )

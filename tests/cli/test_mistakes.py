@@ -243,7 +243,7 @@ MISTAKES = {
     "an export that cannot be pushed": ("export --out {done} --push name", ["'name'", "OWNER/NAME"]),
     "a private export that is not pushed": ("export --out {done} --private", ["private", "OWNER/NAME"]),
     "an export into a file": ("export --out {done} --dest {recipe}/to", ["{recipe}/to cannot be written", "--dest"]),
-    "a picture in the way": ("sample --out {done} -p x --to {taken}", ["{taken}/0-student.png", "--to"]),
+    "a picture in the way": ("sample --out {done} -p x --to {taken}", ["{taken}/x-0-student.png", "--to"]),
     "pictures of a file without a layout": ("sample --prompts-file {wordless}", ["--prompts-file FILE with --layout"]),
     "a layout without a file": ("sample -p x --layout geneval", ["--prompts-file FILE with --layout"]),
     "prompts and a file of them": (
@@ -264,7 +264,7 @@ MISTAKES = {
     ),
     "a folder of other pictures": (
         "sample --out {done} --prompts-file {ringed} --layout compbench --to {taken}",
-        ["{taken}/0-student.png is in the way", "--to"],
+        ["{taken}/x-0-student.png is in the way", "--to"],
     ),
     "nothing to merge": ("merge --base {base} --out {out}", ["merge", "at least one adapter"]),
     "no experts to distil": (
@@ -326,7 +326,7 @@ def broken(tmp_path_factory, world):
         "baseless": written(here / "baseless.yaml", tree.replace('"base"', '"revision"', 1)),
         "torn": written(here / "torn.yaml", "base: [1\n"),
         "listed": written(here / "listed.yaml", "- base\n"),
-        "taken": written(here / "taken" / "0-student.png", "mine").parent,
+        "taken": written(here / "taken" / "x-0-student.png", "mine").parent,
         "base": world.base,
         "prompts": world.prompts,
         "composition": world.experts / "composition",

@@ -57,7 +57,7 @@ def test_the_large_example_runs_on_a_tiny_pipeline(example, world, tmp_path):
     said = example("03_sd35_medium.py", *words)
     assert "update 0: gap" in said
     assert read_lora(tmp_path / "run" / "student").modules
-    assert Image.open(tmp_path / "run" / "pictures" / "0-student.png").size == (64, 64)
+    assert Image.open(tmp_path / "run" / "pictures" / "a-red-sign-that-says-k7-0-student.png").size == (64, 64)
 
 
 def test_an_own_reward_router_and_objective_take_part(example, tmp_path):

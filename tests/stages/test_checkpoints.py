@@ -46,7 +46,7 @@ def test_of_checkpoints_one_is_loaded_at_a_time(kept):
 
 def test_a_checkpoint_is_drawn_by_its_name(kept, tmp_path):
     files = draw_to(kept, NAMES[1], ["a ring"], 0, tmp_path)
-    assert [file.name for file in files] == ["0-checkpoint-distill-2.png"] and files[0].exists()
+    assert [file.name for file in files] == ["a-ring-0-checkpoint-distill-2.png"] and files[0].exists()
 
 
 def test_a_folder_of_a_benchmark_says_which_checkpoint_drew_it(kept, tmp_path):

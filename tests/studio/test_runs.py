@@ -37,6 +37,10 @@ def test_a_run_is_running_until_it_is_silent_and_finished_with_its_student(studi
     for file in run.glob("*.json*"):
         os.utime(file, (time.time() - FRESH - 1,) * 2)
     assert the_run(studio)["state"] == "stopped"
+    (run / "metrics.jsonl").rename(run / "aside")
+    os.utime(run / "manifest.json")
+    assert the_run(studio)["state"] == "starting"
+    (run / "aside").rename(run / "metrics.jsonl")
     (run / "student").mkdir()
     assert the_run(studio)["state"] == "finished"
 

@@ -92,6 +92,12 @@ DryRun = Annotated[
         "--dry-run", help="Show the whole recipe and what would be done, and do nothing.", rich_help_panel=RUN
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as cuda, cuda:1, mps or cpu.", show_default="the recipe's, or the best there is", rich_help_panel=RUN
+    ),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(

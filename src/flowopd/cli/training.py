@@ -13,6 +13,7 @@ from flowopd.cli.flags import (
     RUN,
     Base,
     Config,
+    Device,
     DryRun,
     NoT5,
     Out,
@@ -58,6 +59,7 @@ def run(
         list[str] | None,
         typer.Option("--row", help="Only this row of a suite. Repeatable.", show_default="all", rich_help_panel=RUN),
     ] = None,
+    device: Device = None,
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -65,7 +67,7 @@ def run(
 
     Example: `flowopd run recipes/mini-demo.yaml --out runs/demo --set seed=1`
     """
-    _run(recipe, settings(sets, track=tracked(track)), out, dry_run, rows or [])
+    _run(recipe, settings(sets, device=device, track=tracked(track)), out, dry_run, rows or [])
 
 
 def teacher(
@@ -88,6 +90,7 @@ def teacher(
     prompts: Prompts = None,
     out: Out = Path("runs/teacher"),
     seed: Seed = None,
+    device: Device = None,
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -103,7 +106,7 @@ def teacher(
         label = prompts[0].partition("=")[0] if prompts else name
         trained = tree.setdefault("teachers", {}).setdefault(name, {}).setdefault("train", {"prompts": label})
         trained["reward"] = reward
-    recipe = _recipe(tree, settings(sets, seed=seed, track=tracked(track)))
+    recipe = _recipe(tree, settings(sets, seed=seed, device=device, track=tracked(track)))
     if dry_run:
         _show(recipe, out, [f"teacher:{name}"])
         return
@@ -144,6 +147,7 @@ def sft(
     teachers: Teachers = None,
     prompts: Prompts = None,
     out: Out = Path("runs/sft"),
+    device: Device = None,
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -154,7 +158,7 @@ def sft(
     tree = recipe_tree(config, base, no_t5, teachers, prompts)
     if (tree.get("coldstart") or {}).get("kind") != "sft":
         tree["coldstart"] = {"kind": "sft"}
-    _cold_start(_recipe(tree, settings(sets, track=tracked(track))), out, dry_run)
+    _cold_start(_recipe(tree, settings(sets, device=device, track=tracked(track))), out, dry_run)
 
 
 def distill(
@@ -166,6 +170,7 @@ def distill(
     prompts: Prompts = None,
     out: Out = Path("runs/distill"),
     seed: Seed = None,
+    device: Device = None,
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -175,7 +180,7 @@ def distill(
     """
     tree = recipe_tree(config, base, no_t5, teachers, prompts)
     tree["distill"] = tree.get("distill") or {}
-    recipe = _recipe(tree, settings(sets, seed=seed, track=tracked(track)))
+    recipe = _recipe(tree, settings(sets, seed=seed, device=device, track=tracked(track)))
     if dry_run:
         _show(recipe, out, ["coldstart", "distill"])
         return

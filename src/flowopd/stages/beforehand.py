@@ -18,12 +18,13 @@ from flowopd.tracking.boards import check_boards
 def check(session: Session) -> None:
     """Refuse now what would fail only after hours of training.
 
-    Raises ConfigError for an unknown reward or teacher, a tracker that is not installed, more labels or steps in an
-    update than there are, and a judge elsewhere that a stage to come needs and that is not there; CheckpointError for
-    an expert that is missing or does not fit, DataError for prompt files that cannot be read and labels without a
+    Raises ConfigError for an unknown reward, teacher or anchor, a tracker that is not installed, more labels or steps
+    in an update than there are, and a judge elsewhere that a stage to come needs and that is not there; CheckpointError
+    for an expert that is missing or does not fit, DataError for prompt files that cannot be read and labels without a
     route.
     """
     recipe = session.recipe
+    check_named(recipe)
     check_boards(recipe.track)
     _check_rewards(recipe)
     session.reach_judges(_due(session))

@@ -56,9 +56,10 @@ UTILISATION = 0.4
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe's trained stage; `forwards_per_update` counts rows, guided ones twice."""
+    """The plan of a recipe's trained stage on a machine; `forwards_per_update` counts rows, guided ones twice."""
 
     stage: str
+    machine: str
     trainable_parameters: int
     base_parameters: int
     memory_gib: dict[str, float]
@@ -94,12 +95,15 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     total = processes * (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
     if memory["total"] > GPUS[gpu].memory and flops is None:
         warnings.append(
-            f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch, or set "
-            "gradient_checkpointing"
+            f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch, set "
+            f"gradient_checkpointing, or let `flowopd init --gpu {gpu}` write a recipe that fits"
         )
     warnings += _traps(session, work)
     rows = {role: round(count * processes) for role, count in work.rows.items()}
-    return Plan(work.stage, trained, base, memory, rows, total, total / rate / processes, warnings)
+    machine = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of the rate of {gpu}"
+    return Plan(
+        work.stage, f"{processes} x {machine}", trained, base, memory, rows, total, total / rate / processes, warnings
+    )
 
 
 def unknown_gpu(name: str) -> str:
@@ -223,7 +227,7 @@ def described(plan: Plan) -> str:
         *(f"memory, {name:<13} {value:8.2f} GiB" for name, value in plan.memory_gib.items()),
         *(f"rows, {name:<15} {value:8,} an update" for name, value in plan.forwards_per_update.items()),
         f"work                  {plan.flops_per_update / 1e12:8.1f} TFLOP an update",
-        f"time                  {plan.seconds_per_update:8.1f} s an update",
+        f"time                  {plan.seconds_per_update:8.1f} s an update, by {plan.machine}",
         *(f"note: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)

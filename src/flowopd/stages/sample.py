@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ FOLDERS = {MERGE: "coldstart", SFT: "coldstart", GRPO_MIX: "grpo_mix", STUDENT: 
 
 SHOWN = 6
 """Checkpoints that a message names."""
+
+LONGEST_NAME = 48
+"""Characters of a prompt in the name of its picture."""
 
 ROWS = 4
 """A matrix product of a multiple of so many rows rounds all of them alike, on any number of threads tried (1 to 16)."""
@@ -167,15 +171,16 @@ def draw_by(
 
 
 def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folder: Path) -> list[Path]:
-    """One picture of each prompt with the seed, as `NUMBER-MODEL.png` files, none of which may exist.
+    """One picture of each prompt with the seed, as `PROMPT-SEED-MODEL.png` files, none of which may exist.
 
     Raises ConfigError if there is no such model, or a file is in the way.
     """
     available_models(session, [model])
-    files = [folder / f"{i}-{file_name(model)}.png" for i in range(len(texts))]
+    names = [f"{words(text)}-{seed}-{file_name(model)}" for text in texts]
+    files = [folder / f"{name}{_again(names, i)}.png" for i, name in enumerate(names)]
     taken = [file for file in files if file.exists()]
     if taken:
-        raise ConfigError(f"{taken[0]} exists; choose another folder with --to")
+        raise ConfigError(f"{taken[0]} exists; choose another --seed, or another folder with --to")
     sampling = session.recipe.evaluate.sampling if session.recipe.evaluate else SamplingConfig()
     conditioning = session.encode([Prompt(text, "") for text in texts])
 
@@ -186,6 +191,17 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
 
     only_main(keep)
     return files
+
+
+def words(text: str) -> str:
+    """A prompt's first letters and digits as a part of a file's name: `a-red-sign-that-says-k7`."""
+    return "-".join(re.findall(r"[^\W_]+", text.lower()))[:LONGEST_NAME].strip("-") or "prompt"
+
+
+def _again(names: Sequence[str], i: int) -> str:
+    """What tells a name from the same one before it: `-2` for the second."""
+    before = names[:i].count(names[i])
+    return f"-{before + 1}" if before else ""
 
 
 def file_name(model: str) -> str:

@@ -94,11 +94,14 @@ def _changed(run: Path) -> float:
 
 
 def _state(run: Path, recipe: Mapping[str, Any], changed: float) -> str:
-    """`finished` with all that its recipe ends with; else `running`, or `stopped` after FRESH seconds of silence."""
+    """`finished` with all that its recipe ends with; else `stopped` after FRESH seconds of silence; else `running`, or
+    `starting` before its first line of metrics."""
     ends = [name for part, name in (("distill", "student"), ("evaluate", "results.json")) if recipe.get(part)]
     if ends and all((run / name).exists() for name in ends):
         return "finished"
-    return "running" if time.time() - changed < FRESH else "stopped"
+    if time.time() - changed >= FRESH:
+        return "stopped"
+    return "running" if (run / "metrics.jsonl").exists() else "starting"
 
 
 def _planned(recipe: Mapping[str, Any], stage: str) -> int | None:
