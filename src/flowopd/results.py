@@ -61,6 +61,11 @@ class Results(File):
         names = dict.fromkeys(metric for row in self.models.values() for metric in row)
         return sorted(names, key=lambda metric: metric == AVERAGE)
 
+    @property
+    def doubtful(self) -> list[str]:
+        """The metrics whose gap is within the noise of its ends."""
+        return list(self.settings.get("doubtful_gap", ()))
+
     def estimate(self, model: str, metric: str) -> Estimate:
         """Raises DataError if that model has no such metric."""
         row = self.models.get(model, {})
@@ -86,6 +91,8 @@ def bootstrap_grouped(
 ) -> Estimate:
     """The mean of the groups' means, as GenEval's over its tasks; prompts are drawn within their group.
 
+    Groups of one prompt show no spread of their own: they are drawn together (collapsed strata: Cochran, "Sampling
+    Techniques", 5A.12), a single such group with the smallest other, so the interval is too wide if anything.
     `values` (n,) and `groups` (n,) go together; `weights` by group replace the even mean. Raises DataError if
     they differ in length, there is no value, or one is not finite.
     """
@@ -96,13 +103,12 @@ def bootstrap_grouped(
         where = int(np.flatnonzero(~np.isfinite(values))[0])
         raise DataError(f"score {where} is {values[where]}; a reward must give a number for every picture")
     rng = np.random.default_rng(seed)
-    names = np.unique(groups)
-    members = [values[groups == name] for name in names]
-    shares = [weights[name] for name in names] if weights else None
-    draws = np.average([_resampled_means(group, rng, resamples) for group in members], axis=0, weights=shares)
+    names, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    even = np.array([weights[name] for name in names] if weights else np.ones(len(names)), np.float64)
+    shares = (even / even.sum() / counts)[member]
+    draws = sum(_resampled_sums(values[rows], shares[rows], rng, resamples) for rows in _strata(member, counts))
     low, high = np.percentile(draws, (2.5, 97.5))
-    mean = float(np.average([group.mean() for group in members], weights=shares))
-    return Estimate(mean=mean, ci95=(low, high), n=len(values))
+    return Estimate(mean=float(values @ shares), ci95=(low, high), n=len(values))
 
 
 def bootstrap_average(values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]]) -> Estimate:
@@ -139,17 +145,20 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
     """The results with `(student - base) / (teacher - base)` on each metric with an owner.
 
     0 is the base and 1 the teacher; outside is possible. Where the teacher is not above the base the value is
-    None, and `settings["no_gap"]` says why; `settings["owners"]` keeps `owners`, which is {metric: teacher}.
+    None, and `settings["no_gap"]` says why; `settings["doubtful_gap"]` names the metrics on which its interval and the
+    base's overlap, so that a share says little; `settings["owners"]` keeps `owners`, which is {metric: teacher}.
     Raises DataError if an estimate is missing.
     """
     shares: dict[str, float | None] = {}
-    reasons = {}
+    reasons, doubts = {}, []
     for metric, teacher in owners.items():
-        base, expert, student = (results.estimate(model, metric).mean for model in (BASE, TEACHER + teacher, STUDENT))
-        shares[metric] = share_closed(base, expert, student)
+        base, expert, student = (results.estimate(model, metric) for model in (BASE, TEACHER + teacher, STUDENT))
+        shares[metric] = share_closed(base.mean, expert.mean, student.mean)
         if shares[metric] is None:
-            reasons[metric] = f"the teacher ({expert:.3f}) is not above the base ({base:.3f})"
-    settings = {**results.settings, "owners": dict(owners), "no_gap": reasons}
+            reasons[metric] = f"the teacher ({expert.mean:.3f}) is not above the base ({base.mean:.3f})"
+        elif expert.ci95[0] <= base.ci95[1]:
+            doubts.append(metric)
+    settings = {**results.settings, "owners": dict(owners), "no_gap": reasons, "doubtful_gap": doubts}
     return results.model_copy(update={"gap_closed": shares, "settings": settings})
 
 
@@ -173,7 +182,16 @@ def shares_closed(
     return shares | {AVERAGE: share_closed(bases, theirs, own)}
 
 
-def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Means (resamples,) of as many values drawn with replacement."""
-    means: np.ndarray = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
-    return means
+def _strata(member: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """Rows (n,) by the stratum that they are drawn within, from each one's group and the sizes of the groups."""
+    strata = [np.flatnonzero(member == group) for group in np.flatnonzero(counts > 1)]
+    alone = np.flatnonzero(counts[member] == 1)
+    if len(alone) == 1 and strata:
+        alone = np.append(strata.pop(int(np.argmin([len(rows) for rows in strata]))), alone)
+    return [*strata, alone] if len(alone) else strata
+
+
+def _resampled_sums(values: np.ndarray, shares: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Sums (resamples,) of as many values drawn with replacement, times the shares of their places."""
+    sums: np.ndarray = values[rng.integers(len(values), size=(resamples, len(values)))] @ shares
+    return sums

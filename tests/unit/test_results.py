@@ -41,13 +41,27 @@ def test_an_interval_of_grouped_means_covers_their_mean():
 
 
 def test_groups_weigh_the_same_whatever_their_size():
-    estimate = bootstrap_grouped(np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"])
-    assert estimate == Estimate(mean=0.5, ci95=(0.5, 0.5), n=4)
+    estimate = bootstrap_grouped(np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]), ["a", "a", "a", "a", "b", "b"])
+    assert estimate == Estimate(mean=0.5, ci95=(0.5, 0.5), n=6)
 
 
 def test_weights_replace_the_even_mean_of_groups():
-    estimate = bootstrap_grouped(np.array([1.0, 0.0, 0.5]), ["a", "b", "c"], weights={"a": 2, "b": 1, "c": 1})
-    assert estimate == Estimate(mean=0.625, ci95=(0.625, 0.625), n=3)
+    values, groups = np.repeat([1.0, 0.0, 0.5], 2), np.repeat(["a", "b", "c"], 2)
+    estimate = bootstrap_grouped(values, groups, weights={"a": 2, "b": 1, "c": 1})
+    assert estimate == Estimate(mean=0.625, ci95=(0.625, 0.625), n=6)
+
+
+def test_an_interval_of_groups_of_one_prompt_covers_their_mean():
+    rng = np.random.default_rng(3)
+    estimates = [bootstrap_grouped(rng.normal(0.5, 0.3, 60), np.arange(60), seed) for seed in range(REPEATS)]
+    assert 0.92 <= coverage(estimates, 0.5) <= 0.98
+
+
+def test_a_group_of_one_prompt_is_drawn_with_the_smallest_other():
+    values, groups = np.array([1.0, 1.0, 1.0, 0.5, 0.5, 0.0]), ["a", "a", "a", "b", "b", "c"]
+    estimate = bootstrap_grouped(values, groups)
+    assert estimate.mean == pytest.approx(0.5)
+    assert estimate.ci95 == pytest.approx(((1 + 0 + 0) / 3, (1 + 0.5 + 0.5) / 3))
 
 
 def test_prompts_are_drawn_within_their_group():
@@ -103,6 +117,14 @@ def test_without_a_gap_there_is_a_reason_instead():
     assert closed.gap_closed == {"ocr": None}
     assert "0.500" in closed.settings["no_gap"]["ocr"]
     assert closed.settings["owners"] == {"ocr": "text"}
+
+
+def test_a_gap_between_intervals_that_overlap_is_in_doubt():
+    closed = gap_closed(results(), {"ocr": "text"})
+    assert closed.doubtful == []
+    near = {"ci95": (closed.models["base"]["ocr"].mean, 1.0)}
+    models = {**closed.models, "teacher:text": {"ocr": closed.models["teacher:text"]["ocr"].model_copy(update=near)}}
+    assert gap_closed(closed.model_copy(update={"models": models}), {"ocr": "text"}).doubtful == ["ocr"]
 
 
 def test_a_gap_needs_every_estimate():

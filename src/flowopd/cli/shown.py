@@ -43,7 +43,8 @@ def show_results(results: Results) -> None:
         )
     console.print(table)
     for metric, share in results.gap_closed.items():
-        console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}")
+        doubt = " (in doubt: the expert is within the base's noise)" if metric in results.doubtful else ""
+        console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}{doubt}")
 
 
 def show_cosines(measured: Sequence[Cosines]) -> None:

@@ -25,15 +25,25 @@ def write_summary(run: Path) -> None:
 
 
 def table(results: Results) -> str:
-    """Every model and metric with half the width of its interval, and the gap closed, in Markdown."""
+    """Every model and metric with half the width of its interval, and the gap closed, in Markdown.
+
+    `0.90?` is the share of a gap whose ends, base and expert, have intervals that overlap.
+    """
     metrics = results.metrics
     lines = [line("", *metrics), line("---", *("---:" for _ in metrics))]
     for model, row in results.models.items():
         lines.append(line(model, *(cell(row.get(metric)) for metric in metrics)))
     if results.gap_closed:
-        shares = (results.gap_closed.get(metric) for metric in metrics)
-        lines.append(line("gap closed", *("" if share is None else f"{share:.2f}" for share in shares)))
+        shares = {metric: results.gap_closed.get(metric) for metric in metrics}
+        lines.append(
+            line("gap closed", *("" if s is None else f"{s:.2f}{mark(results, m)}" for m, s in shares.items()))
+        )
     return "\n".join(lines) + "\n"
+
+
+def mark(results: Results, metric: str) -> str:
+    """A question mark behind a share of a gap that is within the noise of its ends."""
+    return "?" if metric in results.doubtful else ""
 
 
 def line(*cells: str) -> str:

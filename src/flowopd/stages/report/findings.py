@@ -10,8 +10,8 @@ from typing import Any
 from flowopd.results import AVERAGE, BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER, Estimate, Results
 from flowopd.stages.report.contents import Run
 
-SHOWN_ELSEWHERE = ("owners", "no_gap")
-"""Settings of the results that stand beside the gaps, and not among the facts."""
+SHOWN_ELSEWHERE = ("owners", "no_gap", "doubtful_gap", "load", "call")
+"""Settings of the results that stand beside the gaps or in the lines of code, and not among the facts."""
 
 
 @dataclass(frozen=True)
