@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import typer
 import yaml
 
 from flowopd.lora_file import read_lora
@@ -115,13 +116,43 @@ def test_what_flags_do_not_say_is_asked(flowopd, world, tmp_path, monkeypatch):
         "Hardware": "cpu",
     }  # fmt: skip
 
-    def prompt(question, default=None, err=False):
+    def prompt(question, default=None, value_proc=str, err=False):
         assert err, "questions go to standard error"
         asked.append(question)
-        return next(answer for start, answer in answers.items() if question.startswith(start))
+        return value_proc(next(answer for start, answer in answers.items() if question.startswith(start)))
 
     monkeypatch.setattr("typer.prompt", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     made = flowopd("init", "--to", tmp_path / "mine.yaml", "--guidance", 1)
     assert made.code == 0, made.err
     assert len(asked) == 6 and list(load_recipe(tmp_path / "mine.yaml").teachers) == ["quality"]
+
+
+def test_an_answer_that_cannot_be_is_asked_for_again_at_once(flowopd, world, tmp_path, monkeypatch):
+    lines = [
+        "nowhere",
+        str(world.base),
+        "quality",
+        "./gone",
+        "",
+        f"{world.prompts}/train/quality.jsonl",
+        "h1000",
+        "cpu",
+    ]
+    monkeypatch.setattr(sys.modules[typer.prompt.__module__], "visible_prompt_func", lambda _: lines.pop(0))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    made = flowopd("init", "--to", tmp_path / "mine.yaml", "--guidance", 1)
+    assert made.code == 0 and not lines
+    places = [
+        made.err.index(said)
+        for said in ("Error: base nowhere", "note: ./gone is not here", "Error: there is no GPU 'h1000'")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--gpu", "h1000"), ("--base", "nowhere")])
+def test_a_flag_that_cannot_be_is_refused_before_anything_is_asked(flowopd, tmp_path, monkeypatch, flag, value):
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    made = flowopd("init", flag, value, "--to", tmp_path / "mine.yaml")
+    assert made.code == 2 and value in made.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -48,13 +49,19 @@ def init(
         )
     from flowopd.stages import draft as stage
 
-    base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium")
+    for given, check in ((base, stage.check_base), (gpu, stage.check_hardware)):
+        if given:
+            check(given)
+    base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
     named = dict(pairs(teachers, "--teacher")) or _asked_teachers()
     files = dict(pairs(prompts, "--prompts"))
     files |= {
-        name: _asked(f"File of training prompts for {name}") for name in named if name not in files and not prompts
+        name: _asked(f"File of training prompts for {name}", None, _note_missing)
+        for name in named
+        if name not in files and not prompts
     }
-    gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), stage.hardware_here())
+    known = ", ".join(stage.hardware_names())
+    gpu = gpu or _asked(f"Hardware: {known}", stage.hardware_here(), stage.check_hardware)
     drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
     _written(to, drafted.text)
     for warning in drafted.plan.warnings:
@@ -114,8 +121,25 @@ def _written(file: Path, text: str) -> None:
         raise ConfigError(f"{file} cannot be written ({error.strerror}); choose another file with --to") from None
 
 
-def _asked(question: str, default: str | None = None) -> str:
-    return str(typer.prompt(question, default=default, err=True))
+def _asked(question: str, default: str | None, check: Callable[[str], None] = lambda _: None) -> str:
+    """An answer, asked for again as long as `check` refuses it."""
+
+    def checked(answer: str) -> str:
+        try:
+            check(answer)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+        return answer
+
+    return str(typer.prompt(question, default=default, value_proc=checked, err=True))
+
+
+def _note_missing(source: str) -> None:
+    """Say so at once if a source is not here, as it need not be where a recipe is only written."""
+    from flowopd.stages.draft import is_there
+
+    if not is_there(source):
+        typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
 
 
 def _asked_teachers() -> dict[str, str]:
@@ -125,4 +149,4 @@ def _asked_teachers() -> dict[str, str]:
         name = _asked("Name of an expert, such as ocr" + (" (empty: no more)" if named else ""), "" if named else None)
         if not name.strip():
             return named
-        named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id")
+        named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id", None, _note_missing)

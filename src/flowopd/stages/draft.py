@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
-from flowopd.hub import located
+from flowopd.hub import is_local, located
 from flowopd.lora_file import weights_file
 from flowopd.models.published import TRANSFORMERS
 from flowopd.models.source import CONFIG, INDEX
@@ -79,6 +79,23 @@ def hardware_here() -> str:
     return min(named or GPUS, key=lambda gpu: abs(GPUS[gpu].memory - memory))
 
 
+def check_hardware(name: str) -> None:
+    """Raises ConfigError for hardware that is not known."""
+    if name != CPU and name not in GPUS:
+        raise ConfigError(f"{unknown_gpu(name)}, and {CPU}")
+
+
+def check_base(name: str) -> None:
+    """Raises ConfigError for a base that is no short name, nothing here, and cannot be on the hub."""
+    if name not in BASES and not is_there(name):
+        raise ConfigError(f"base {name} is no folder here, and no hub id; give one, or {' or '.join(BASES)}")
+
+
+def is_there(source: str) -> bool:
+    """Whether a source lies here, or may lie elsewhere: on the hub, or in a data set."""
+    return source.startswith(DATASET) or not is_local(source) or located(source).exists()
+
+
 def draft(wish: Wish, folder: Path = Path("runs/plan")) -> Draft:
     """The recipe for a wish: the largest micro-batch that fits, activations recomputed only if they have to be.
 
@@ -132,11 +149,8 @@ def _planned(facts: Mapping[str, Any], folder: Path) -> Plan:
 
 def _memory(hardware: str) -> float:
     """GiB of a GPU by name, or of this machine. Raises ConfigError for another name."""
-    if hardware == CPU:
-        return psutil.virtual_memory().total / GIB
-    if hardware not in GPUS:
-        raise ConfigError(f"{unknown_gpu(hardware)}, and {CPU}")
-    return GPUS[hardware].memory
+    check_hardware(hardware)
+    return psutil.virtual_memory().total / GIB if hardware == CPU else GPUS[hardware].memory
 
 
 def _facts(wish: Wish) -> dict[str, Any]:
