@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -49,17 +49,10 @@ def init(
         )
     from flowopd.stages import draft as stage
 
-    for given, check in ((base, stage.check_base), (gpu, stage.check_hardware)):
-        if given:
-            check(given)
+    _check_given({base: stage.check_base, gpu: stage.check_hardware})
     base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
     named = dict(pairs(teachers, "--teacher")) or _asked_teachers()
-    files = dict(pairs(prompts, "--prompts"))
-    files |= {
-        name: _asked(f"File of training prompts for {name}", None, _note_missing)
-        for name in named
-        if name not in files and not prompts
-    }
+    files = dict(pairs(prompts, "--prompts")) or _asked_files(named)
     known = ", ".join(stage.hardware_names())
     gpu = gpu or _asked(f"Hardware: {known}", stage.hardware_here(), stage.check_hardware)
     drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
@@ -121,6 +114,13 @@ def _written(file: Path, text: str) -> None:
         raise ConfigError(f"{file} cannot be written ({error.strerror}); choose another file with --to") from None
 
 
+def _check_given(checks: Mapping[str | None, Callable[[str], None]]) -> None:
+    """Refuse what a flag says before anything is asked."""
+    for value, check in checks.items():
+        if value:
+            check(value)
+
+
 def _asked(question: str, default: str | None, check: Callable[[str], None] = lambda _: None) -> str:
     """An answer, asked for again as long as `check` refuses it."""
 
@@ -150,3 +150,8 @@ def _asked_teachers() -> dict[str, str]:
         if not name.strip():
             return named
         named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id", None, _note_missing)
+
+
+def _asked_files(names: Iterable[str]) -> dict[str, str]:
+    """The prompt file of each expert."""
+    return {name: _asked(f"File of training prompts for {name}", None, _note_missing) for name in names}
