@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import Out, Sets
+from flowopd.cli.flags import Out
 from flowopd.cli.shown import finish
 
 
 def pretrain(
     out: Out = Path("runs/mini-base"),
-    sets: Sets = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: autoencoder_steps=500. Repeatable.", show_default=False),
+    ] = None,
 ) -> None:
     """Train the mini base from nothing: autoencoder, corpus, transformer with its text side.
 

@@ -26,7 +26,9 @@ def init(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="The hardware: a GPU that `flowopd plan` knows, or cpu.", rich_help_panel=HARDWARE, show_default=False
+            help="The hardware: a GPU that `flowopd plan` knows, or cpu.",
+            rich_help_panel=HARDWARE,
+            show_default=False,
         ),
     ] = None,
     guidance: Annotated[

@@ -25,13 +25,15 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 def show_results(results: Results) -> None:
     """Print the table of models and metrics, and the gaps closed."""
+    from rich.box import HEAVY_HEAD, MARKDOWN
     from rich.console import Console
     from rich.table import Table
 
     from flowopd.processes import is_main
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE, quiet=not is_main())
-    table = Table(title="mean ± half of the 95 % interval")
+    people = sys.stdout.isatty()
+    console = Console(width=None if people else WIDE, quiet=not is_main())
+    table = Table(title="mean ± half of the 95 % interval", box=HEAVY_HEAD if people else MARKDOWN)
     table.add_column("model")
     for metric in results.metrics:
         table.add_column(metric, justify="right")

@@ -159,7 +159,7 @@ class Lines:
     def resume(self, done: int) -> None:
         """Say where the stage goes on."""
         self._pace.restart(done)
-        if done:
+        if 0 < done < self._total:
             self._say(f"{self._stage} goes on after {done}/{self._total}")
 
     def show(self, done: int, metrics: Mapping[str, float], note: str) -> None:

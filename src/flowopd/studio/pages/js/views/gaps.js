@@ -50,7 +50,7 @@ export function open(root, say) {
       return;
     }
     const bins = answer.updates.length;
-    const tenth = Math.max(1, Math.round(bins / 10));
+    const tenth = Math.ceil(bins / 10);
     const [first, last] = [byStep(answer.values, [0, tenth]), byStep(answer.values, [-tenth])];
     const largest = Math.max(first.largest, last.largest);
     const peak = Math.max(...labels.flatMap((label) => answer.values[label].flat()).filter((value) => value !== null));
