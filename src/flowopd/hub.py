@@ -179,7 +179,11 @@ def _cure(name: str) -> str:
     if silent is not None:
         return f"the hub is out of reach ({silent}): connect, or give a folder"
     refused = refusal(name)
-    return "check its name and files" if refused is None else f"{refused}: accept its terms, and hf auth login"
+    return (
+        "check its name and files"
+        if refused is None
+        else f"{refused}: check its name, or accept its terms and log in (hf auth login)"
+    )
 
 
 def fetched_tensors(name: str) -> dict[str, Tensor]:

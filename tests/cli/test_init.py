@@ -150,9 +150,10 @@ def test_an_answer_that_cannot_be_is_asked_for_again_at_once(flowopd, world, tmp
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--gpu", "h1000"), ("--base", "nowhere")])
+@pytest.mark.parametrize(("flag", "value"), [("--gpu", "h1000"), ("--base", "nowhere"), ("--base", "cpu")])
 def test_a_flag_that_cannot_be_is_refused_before_anything_is_asked(flowopd, tmp_path, monkeypatch, flag, value):
     monkeypatch.setattr("typer.prompt", lambda *_, **__: pytest.fail("asked"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    made = flowopd("init", flag, value, "--to", tmp_path / "mine.yaml")
+    also = ("--gpu", "cpu") if flag == "--base" else ()
+    made = flowopd("init", flag, value, *also, "--to", tmp_path / "mine.yaml")
     assert made.code == 2 and value in made.err

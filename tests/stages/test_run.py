@@ -120,12 +120,18 @@ def test_a_finished_run_is_not_judged_again(again, finished, world, judged):
 
 def test_a_table_of_other_weights_or_settings_is_made_again(again, world, judged):
     results = Results.load(again / "results.json")
-    for key in ("hash", "weights"):
+    for key in ("hash", "weights", "judges"):
         judged.clear()
         other = results.settings | {key: "other"}
         results.model_copy(update={"settings": other}).save(again / "results.json")
         assert run(make_recipe(world.whole()), again) == results
         assert judged == list(results.models)
+
+
+def test_a_table_by_code_or_a_server_is_made_again(again, world, judged, monkeypatch):
+    monkeypatch.setattr("flowopd.stages.evaluate.is_path", lambda name: name == "mini_quality")
+    run(make_recipe(world.whole()), again)
+    assert "student" in judged
 
 
 def test_what_is_asked_for_is_judged_though_it_was_before(again, world, judged):

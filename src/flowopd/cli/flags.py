@@ -71,7 +71,7 @@ Teachers = Annotated[
     list[str] | None,
     typer.Option(
         "--teacher",
-        help="NAME=ADAPTER of an expert: folder, file, hub id or package:mini/teachers/NAME. Repeatable.",
+        help="NAME=ADAPTER of an expert: folder, file, hub id or package: name. Repeatable.",
         show_default=False,
         rich_help_panel=MODELS,
     ),

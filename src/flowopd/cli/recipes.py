@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +26,7 @@ def init(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="The hardware: a GPU that `flowopd plan` knows, or cpu.",
-            rich_help_panel=HARDWARE,
-            show_default=False,
+            help="The hardware: a GPU that `flowopd plan` knows, or cpu.", rich_help_panel=HARDWARE, show_default=False
         ),
     ] = None,
     guidance: Annotated[
@@ -51,7 +49,7 @@ def init(
         )
     from flowopd.stages import draft as stage
 
-    _check_given({base: stage.check_base, gpu: stage.check_hardware})
+    _check_given((base, stage.check_base), (gpu, stage.check_hardware))
     base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
     named = dict(pairs(teachers, "--teacher")) or _asked_teachers()
     files = dict(pairs(prompts, "--prompts")) or _asked_files(named)
@@ -116,9 +114,9 @@ def _written(file: Path, text: str) -> None:
         raise ConfigError(f"{file} cannot be written ({error.strerror}); choose another file with --to") from None
 
 
-def _check_given(checks: Mapping[str | None, Callable[[str], None]]) -> None:
+def _check_given(*checks: tuple[str | None, Callable[[str], None]]) -> None:
     """Refuse what a flag says before anything is asked."""
-    for value, check in checks.items():
+    for value, check in checks:
         if value:
             check(value)
 

@@ -19,10 +19,10 @@ from flowopd.durable import replace_text
 from flowopd.errors import DataError
 from flowopd.prompts.composition import composition
 from flowopd.prompts.files import file_rows, read_bytes
-from flowopd.prompts.rows import Row
+from flowopd.prompts.rows import Row, absent
 from flowopd.prompts.tables import DATASET, dataset
 
-__all__ = ["DATASET", "Prompt", "read_prompts", "sha256_of_prompts", "write_prompts"]
+__all__ = ["DATASET", "Prompt", "absent", "read_prompts", "sha256_of_prompts", "write_prompts"]
 
 
 LONGEST, LONGEST_LABEL = 20_000, 1_000

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd.errors import DataError
-from flowopd.prompts.rows import Row, prompt_column, table_row
+from flowopd.prompts.rows import Row, absent, prompt_column, table_row
 from flowopd.prompts.tables import parquet
 from flowopd.untrusted import json_values, read_at_most
 
@@ -51,7 +51,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_at_most(path, LARGEST)
     except FileNotFoundError:
-        raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
+        raise absent(path) from None
     except OSError as error:
         raise DataError(f"prompt file {path} cannot be read ({error.strerror}); give a file of prompts") from None
     except ValueError as error:

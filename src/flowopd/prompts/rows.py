@@ -21,6 +21,11 @@ class Row:
     fields: Mapping[str, Any]
 
 
+def absent(place: object) -> DataError:
+    """The error that a source of prompts is not there."""
+    return DataError(f"prompt file {place} does not exist; check the path in the recipe")
+
+
 def prompt_column(names: Sequence[str], where: str) -> str:
     """The column of a table that holds its prompts.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd.errors import ConfigError, DataError
-from flowopd.prompts.rows import Row, prompt_column, table_row
+from flowopd.prompts.rows import Row, absent, prompt_column, table_row
 from flowopd.untrusted import check_values
 
 DATASET = "datasets:"
@@ -43,7 +43,7 @@ def parquet(path: Path) -> Iterator[Row]:
             names = _plain_columns(file.schema_arrow)
             rows = file.read(columns=names).to_pylist()
     except FileNotFoundError:
-        raise DataError(f"prompt file {path} does not exist; check the path in the recipe") from None
+        raise absent(path) from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompt file {path} is no whole parquet file ({_line(error)}); fetch it again") from None
     return _rows(rows, prompt_column(names, str(path)), str(path))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
-from flowopd.errors import ConfigError, DataError
+from flowopd.errors import ConfigError
 from flowopd.hub import located
-from flowopd.prompts import DATASET
+from flowopd.prompts import DATASET, absent
 from flowopd.recipe import Recipe
 from flowopd.results import BASE
 from flowopd.rewards.registry import REWARDS, check_reward
@@ -46,14 +46,22 @@ def check_named(recipe: Recipe) -> None:
 
     Raises ConfigError for an anchor that is no model of the recipe, DataError for a prompt file that is not there.
     """
-    models = (BASE, *recipe.teachers)
-    anchor = recipe.distill.anchor if recipe.distill else None
-    if anchor is not None and anchor.model not in models:
-        raise ConfigError(f"the anchor {anchor.model!r} is no model of the recipe; take one of {', '.join(models)}")
+    check_anchor(recipe)
     for files in recipe.prompts.values():
         for source in files.model_dump(exclude_none=True).values():
             if not source.startswith(DATASET) and not located(source).exists():
-                raise DataError(f"prompt file {source} does not exist; check the path in the recipe")
+                raise absent(source)
+
+
+def check_anchor(recipe: Recipe) -> None:
+    """Raises ConfigError for an anchor that is no model of the recipe."""
+    models = (BASE, *recipe.teachers)
+    anchor = recipe.distill.anchor if recipe.distill else None
+    if anchor is not None and anchor.model not in models:
+        raise ConfigError(
+            f"the anchor {anchor.model!r} is no model of the recipe; set distill.anchor.model to one of "
+            f"{', '.join(models)}"
+        )
 
 
 def check_distillation(session: Session, config: DistillConfig) -> None:

@@ -7,14 +7,19 @@ from collections.abc import Sequence
 
 from flowopd.configs import EvaluateConfig
 from flowopd.durable import replace_text
-from flowopd.processes import only_main
+from flowopd.processes import agreed, only_main
+from flowopd.recipe import Recipe
 from flowopd.results import STUDENT, TEACHER, Estimate, Results, gap_closed
+from flowopd.rewards.own import is_path
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
-from flowopd.stages.judging import Judging, settings_of
+from flowopd.stages.judging import Judging, hashed, settings_of
 from flowopd.stages.sample import available_models, own_weights, plain_call
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
+
+DEPENDED = ("hash", "weights", "judges")
+"""The settings by which a table is known to be the one that would be made again."""
 
 
 def evaluate(session: Session) -> Results:
@@ -34,11 +39,8 @@ def evaluate(session: Session) -> Results:
             scores[model] = {name: values.tolist() for name, values in judged.items()}
             estimates[model] = judging.estimates(judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
-    settings = settings_of(session, config, models) | {
-        "weights": own_weights(session, models),
-        "load": session.model.load_options,
-        "call": plain_call(session, STUDENT),
-    }
+    use = {"load": session.model.load_options, "call": plain_call(session, STUDENT)}
+    settings = _depends(session, config, models) | use
     results = Results(settings=settings, models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
 
@@ -55,15 +57,30 @@ def evaluate(session: Session) -> Results:
 def evaluated(session: Session) -> Results | None:
     """The results that a run has, if they are of the very models, prompts, settings and weights that it would judge.
 
-    Raises ConfigError if the recipe names a model that there is not.
+    None where a judge is code of one's own or runs elsewhere, and may have changed though its name has not. Raises
+    ConfigError if the recipe names a model that there is not.
     """
     config, file = session.recipe.evaluate, session.out / RESULTS
-    if config is None or config.checkpoints or not file.exists():
+    if config is None or config.checkpoints or _may_change(session.recipe, config) or not agreed(file.exists):
         return None
     results, models = Results.load(file), available_models(session, config.models)
-    settings = settings_of(session, config, models) | {"weights": own_weights(session, models)}
-    same = all(results.settings.get(key) == settings[key] for key in ("hash", "weights"))
+    settings = _depends(session, config, models)
+    same = all(results.settings.get(key) == value for key, value in settings.items() if key in DEPENDED)
     return results if same and list(results.models) == models else None
+
+
+def _depends(session: Session, config: EvaluateConfig, models: Sequence[str]) -> dict[str, object]:
+    """What the numbers of these models depend on, with hashes of it all, of the run's own weights and of the judges."""
+    asked = {metric.reward for metric in config.metrics.values()}
+    judges = {name: judge.model_dump(mode="json") for name, judge in session.recipe.judges.items() if name in asked}
+    own = {"weights": own_weights(session, models), "judges": hashed(judges)["hash"]}
+    return settings_of(session, config, models) | own
+
+
+def _may_change(recipe: Recipe, config: EvaluateConfig) -> bool:
+    """Whether a metric is judged by code or a server that a recipe only names."""
+    rewards = [metric.reward for metric in config.metrics.values()]
+    return any(is_path(name) or (name in recipe.judges and recipe.judges[name].url) for name in rewards)
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:

@@ -7,8 +7,9 @@ from contextlib import suppress
 
 from flowopd.errors import DataError
 from flowopd.recipe import Recipe
-from flowopd.session import BASE, Session
-from flowopd.stages.doctor.check import FAILED, OK, WARNING, Check, looked
+from flowopd.session import Session
+from flowopd.stages.beforehand import check_anchor
+from flowopd.stages.doctor.check import OK, WARNING, Check, looked
 
 LONGEST = 2000
 """Characters beyond which the text encoders, which read 256 tokens at most, surely cut a prompt."""
@@ -44,11 +45,7 @@ def routes(session: Session) -> Iterator[Check]:
 def _routes(session: Session) -> Check:
     labels = list(dict.fromkeys(label for given in session.recipe.prompts for label in _labels(session, given)))
     router = session.router(labels)
-    config = session.recipe.distill
-    models = (BASE, *session.recipe.teachers)
-    if config is not None and config.anchor is not None and config.anchor.model not in models:
-        fact = f"the anchor {config.anchor.model!r} is no model of the recipe"
-        return Check("routes", FAILED, fact, f"set distill.anchor.model to one of {', '.join(models)}")
+    check_anchor(session.recipe)
     known = session.routed(labels)
     shares = dict.fromkeys(labels, "the expert that each text resembles") | {
         label: " and ".join(f"{name} {weight:.0%}" for name, weight in zip(router.teachers, row, strict=True) if weight)

@@ -37,9 +37,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, signed=signed, title=title, duration=duration, size=size, listed=listed, keywords=keywords
-    )
+    environment.filters.update(number=number, signed=signed, title=title, duration=duration, size=size, listed=listed)
     results, gains = run.results or Results(), changes(run.results or Results())
     return environment.get_template("page.html.jinja").render(
         run=run,
