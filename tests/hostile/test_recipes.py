@@ -87,7 +87,7 @@ def says(made, given):
         return len(given) == len(made) and all(map(says, made, given))
     if isinstance(made, bool) or isinstance(given, bool) or made is None:
         return made is given
-    return float(given) == made if isinstance(made, int | float) else made == given
+    return made == given or (isinstance(made, int | float) and float(given) == made)
 
 
 def check(recipe, given):
@@ -105,6 +105,7 @@ def check(recipe, given):
 @example(tree={**TREE, "t5": 1})
 @example(tree={**TREE, "teachers": {"../../x": {"adapter": "a/b"}}})
 @example(tree={**TREE, "seed": 2**63})
+@example(tree={**TREE, "evaluate": {**TREE["evaluate"], "limit": 10**30}})
 def test_a_mutated_tree_is_what_it_says_or_refused(lawful, tree):
     recipe = lawful(make_recipe, tree)
     if recipe is not None:
