@@ -20,6 +20,27 @@ class Harmless:
 HARMLESS = Harmless()
 
 
+TRAINING = (
+    "base",
+    "revision",
+    "resolution",
+    "seed",
+    "prompts",
+    "teachers",
+    "routes",
+    "route_by",
+    "coldstart",
+    "grpo_mix",
+    "distill",
+)
+"""The parts of a recipe that its trained models depend on; the others may change between two calls."""
+
+
+def training(recipe: BaseModel) -> dict[str, Any]:
+    """What the trained models of a recipe depend on."""
+    return {name: value for name, value in lasting(recipe).items() if name in TRAINING}
+
+
 def lasting(part: BaseModel) -> dict[str, Any]:
     """A part of a recipe as plain values, without its harmless settings, at any depth."""
     fields = type(part).model_fields

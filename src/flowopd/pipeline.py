@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 from flowopd.durable import is_made, make_folder, replace_text
-from flowopd.errors import ConfigError, DataError
-from flowopd.identity import differences, lasting
+from flowopd.errors import ConfigError
+from flowopd.identity import differences, training
+from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
@@ -32,7 +32,6 @@ from flowopd.stages.sample import draw_wall
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
 
-MANIFEST = "manifest.json"
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
@@ -150,27 +149,8 @@ def refuse_other(out: Path, recipe: Recipe) -> None:
 
 
 def manifest_recipe(out: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a run folder was made from. Raises ConfigError if there is no run."""
-    manifest = out / MANIFEST
-    if not manifest.exists():
-        raise ConfigError(f"{out} holds no run ({MANIFEST} is missing); give its folder, or a recipe with --config")
-    return make_recipe(_read(manifest)["recipe"], overrides, str(manifest))
-
-
-TRAINING = (
-    "base",
-    "revision",
-    "resolution",
-    "seed",
-    "prompts",
-    "teachers",
-    "routes",
-    "route_by",
-    "coldstart",
-    "grpo_mix",
-    "distill",
-)
-"""The parts of a recipe that its trained models depend on; the others may change between two calls."""
+    """The recipe that a run folder was made from. Raises as `read_manifest` and `make_recipe` do."""
+    return make_recipe(read_manifest(out)["recipe"], overrides, str(out / MANIFEST))
 
 
 MODELS = ("teachers", "coldstart", "grpo_mix", "student", "checkpoints")
@@ -183,7 +163,7 @@ def _trained(out: Path) -> bool:
 
 def _refuse_another(out: Path, mine: Recipe) -> None:
     """What a manifest leaves out, as an older one may, counts as its default."""
-    theirs, ours = ({key: lasting(recipe)[key] for key in TRAINING} for recipe in (manifest_recipe(out), mine))
+    theirs, ours = (training(recipe) for recipe in (manifest_recipe(out), mine))
     changed = differences(theirs, ours)
     if changed and _trained(out):
         raise ConfigError(f"{out} holds a run with another {changed}; undo the change, or choose another --out")
@@ -199,22 +179,11 @@ def refuse_changes(session: Session) -> None:
         return
     brought = [name for name, teacher in session.recipe.teachers.items() if teacher.train is None]
     now = {"sha256": session.hashes(brought), "sha256_prompts": session.training_hashes()}
-    manifest = _read(session.out / MANIFEST)
+    manifest = read_manifest(session.out)
     then = {kind: {name: manifest.get(kind, {}).get(name, value) for name, value in now[kind].items()} for kind in now}
     changed = differences(manifest_recipe(session.out).parts(*RUN) | then, session.recipe.parts(*RUN) | now)
     if changed:
         raise ConfigError(f"{session.out} was trained with another {changed}; restore it, or choose another --out")
-
-
-def _read(manifest: Path) -> dict[str, Any]:
-    """What a manifest says. Raises DataError if it is not what this program writes."""
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{manifest} is not JSON ({error}); restore it, or choose another --out") from None
-    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-        raise DataError(f"{manifest} holds no recipe; restore it, or choose another --out")
-    return content
 
 
 def _write_manifest(session: Session) -> None:

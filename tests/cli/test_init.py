@@ -6,13 +6,14 @@ import pytest
 import typer
 import yaml
 
+from flowopd.gpus import GPUS
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
 from flowopd.recipe import load_recipe
 from flowopd.session import Session
 from flowopd.stages import draft as drafting
 from flowopd.stages.draft import ROOM, Wish, draft
-from flowopd.stages.plan import GPUS, plan
+from flowopd.stages.plan import plan
 
 TINY = ("distill.optim.updates=1", "distill.samples_per_label=1", "distill.sampling.steps=2")
 

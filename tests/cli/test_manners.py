@@ -199,10 +199,26 @@ def test_a_shell_completes_recipe_names():
     assert ran.stdout.startswith("[('mini-demo', 'Three shipped experts")
 
 
+def test_a_shell_completes_gpus():
+    code = "from flowopd.cli.flags import completed_gpu as c; import sys; print(c('A100')); "
+    code += "assert 'torch' not in sys.modules"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[('a100-40gb', '40 GiB'), ('a100-80gb', '80 GiB')]\n"
+
+
 def test_listing_recipes_needs_no_torch():
     code = "import sys; sys.argv = ['flowopd', 'recipes']\ntry:\n    from flowopd.cli import main; main()\n"
     code += "except SystemExit as end:\n    assert not end.code\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["eval", "eval --dry-run", "export", "interference", "sample --prompt x"])
+def test_a_folder_without_a_run_is_told_at_once(command, tmp_path):
+    arguments = ["flowopd", *command.split(), "--out", str(tmp_path)]
+    code = f"import sys; sys.argv = {arguments}\ntry:\n    from flowopd.cli import main; main()\n"
+    code += "except SystemExit as end:\n    assert end.code == 2\nassert 'torch' not in sys.modules"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "holds no run (manifest.json is missing); give its folder" in ran.stderr
 
 
 def test_manners_are_added_to_a_command_s_own_options():

@@ -31,6 +31,7 @@ MATHS = (
 PARTS = (
     "untrusted",
     "durable",
+    "manifest",
     "hub",
     "models",
     "lora_config",
@@ -48,6 +49,7 @@ PARTS = (
 RUNNING = (
     "quiet",
     "shipped",
+    "gpus",
     "signals",
     "identity",
     "processes",

@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_recipe
+from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_gpu, completed_recipe
 from flowopd.cli.shown import hint, show_checks
 
 
 def plan(
     recipe: RecipeName,
-    gpu: Annotated[str, typer.Option(help="The GPU it is planned for.", rich_help_panel=HARDWARE)] = "a100-80gb",
+    gpu: Annotated[
+        str,
+        typer.Option(help="The GPU it is planned for.", rich_help_panel=HARDWARE, autocompletion=completed_gpu),
+    ] = "a100-80gb",
     flops: Annotated[
         float | None,
         typer.Option(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd.errors import ConfigError
+from flowopd.gpus import GPUS
+from flowopd.manifest import read_manifest
 from flowopd.shipped import shipped_recipes
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ HARDWARE, ADDRESS = "Hardware", "Address"
 def completed_recipe(incomplete: str) -> list[tuple[str, str]]:
     """Shipped recipes that begin so, with what they are for, for a shell to complete."""
     return [(name, summary) for name, summary in shipped_recipes().items() if name.startswith(incomplete)]
+
+
+def completed_gpu(incomplete: str) -> list[tuple[str, str]]:
+    """GPUs whose names begin so, with their memory, for a shell to complete."""
+    return [(name, f"{gpu.memory:g} GiB") for name, gpu in GPUS.items() if name.startswith(incomplete.lower())]
 
 
 RecipeName = Annotated[
@@ -112,6 +119,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.", rich_h
 
 def recipe_of_run(config: Path | None, sets: list[str], out: Path) -> Recipe:
     """The recipe of a run that is there, its own unless another is given."""
+    if config is None:
+        read_manifest(out)
     from flowopd.pipeline import manifest_recipe
     from flowopd.recipe import load_recipe, recipe_path
 
@@ -120,9 +129,10 @@ def recipe_of_run(config: Path | None, sets: list[str], out: Path) -> Recipe:
 
 def existing_session(config: Path | None, sets: list[str], out: Path) -> Session:
     """The session of a run that is there, with its own recipe unless another is given."""
+    recipe = recipe_of_run(config, sets, out)
     from flowopd.pipeline import open_run
 
-    return open_run(recipe_of_run(config, sets, out), out)
+    return open_run(recipe, out)
 
 
 def recipe_tree(

@@ -87,14 +87,15 @@ def evaluate(
     }
     changes = settings(sets, **chosen)
     if dry_run:
+        recipe = recipe_of_run(config, changes, out)
         from flowopd.pipeline import foreseen
 
-        recipe = recipe_of_run(config, changes, out)
         show_dry_run(recipe, foreseen(recipe, out, ["eval"]))
         return
+    session = existing_session(config, changes, out)
     from flowopd.stages import evaluate as stage
 
-    show_results(stage.evaluate(existing_session(config, changes, out)))
+    show_results(stage.evaluate(session))
     hint(f"flowopd report --out {out}")
 
 
@@ -133,11 +134,11 @@ def sample(
     """
     if bool(prompt) == bool(prompts_file) or bool(prompts_file) != bool(layout):
         raise ConfigError("what to draw? give --prompt TEXT, or --prompts-file FILE with --layout compbench or geneval")
+    session = existing_session(config, sets or [], out)
     from flowopd.hub import located
     from flowopd.prompts import read_prompts
     from flowopd.stages import layouts, sample
 
-    session = existing_session(config, sets or [], out)
     if prompts_file is None:
         for file in sample.draw_to(session, model, prompt or [], seed or 0, to):
             typer.echo(file)
@@ -185,9 +186,9 @@ def export(
 
     Without --to, for diffusers. Example: `flowopd export --out runs/demo --to diffusers --to comfyui`
     """
+    session = existing_session(None, ["compile=false", *(sets or [])], out)
     from flowopd.stages import export as stage
 
-    session = existing_session(None, ["compile=false", *(sets or [])], out)
     folders = stage.export(session, to or ["diffusers"], model, dest, dtype=dtype, push=push, private=private)
     finish("\n".join(map(str, folders)), f"how to use it stands in {folders[-1] / 'README.md'}")
 

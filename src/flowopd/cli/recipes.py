@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_recipe, pairs
+from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_gpu, completed_recipe, pairs
 from flowopd.cli.shown import finish, hint
 from flowopd.errors import ConfigError
 from flowopd.shipped import shipped_recipe, shipped_recipes
@@ -26,7 +26,10 @@ def init(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="The hardware: a GPU that `flowopd plan` knows, or cpu.", rich_help_panel=HARDWARE, show_default=False
+            help="The hardware: a GPU that `flowopd plan` knows, or cpu.",
+            rich_help_panel=HARDWARE,
+            show_default=False,
+            autocompletion=completed_gpu,
         ),
     ] = None,
     guidance: Annotated[

@@ -14,12 +14,13 @@ from flowopd.cli.shown import finish, show_cosines
 def study(
     suite: Annotated[str, typer.Argument(help="A suite (YAML), or the name of one that ships.")],
     out: Out = Path("runs/study"),
-    to: Annotated[Path, typer.Option(help="Folder for RESULTS.md and its figures.", rich_help_panel=OUTPUT)] = Path(
-        "docs"
-    ),
+    to: Annotated[
+        Path, typer.Option(help="Folder for RESULTS.md, and results/ for its files.", rich_help_panel=OUTPUT)
+    ] = Path("docs"),
 ) -> None:
     """One page for all runs of a suite: tables over seeds, claims put to the test, figures, costs.
 
+    What finished runs found is kept beside it, without weights, so that runs elsewhere and later ones add to it.
     Example: `flowopd study recipes/mini-paper/all.yaml --out runs/mini-paper --to docs`
     """
     from flowopd.recipe import recipe_path
@@ -53,7 +54,8 @@ def interference(
 
     Example: `flowopd interference --out runs/demo --model start --repeats 4`
     """
+    session = existing_session(None, sets or [], out)
     from flowopd.stages import interference as measuring
 
-    show_cosines(measuring.write_interference(existing_session(None, sets or [], out), stage, model, repeats))
+    show_cosines(measuring.write_interference(session, stage, model, repeats))
     finish(out / measuring.INTERFERENCE, "name it in a suite's pictures.interference, for flowopd study")

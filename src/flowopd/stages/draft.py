@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
+from flowopd.gpus import GPUS, unknown_gpu
 from flowopd.hub import is_local, located
 from flowopd.lora_file import weights_file
 from flowopd.models.published import TRANSFORMERS
@@ -22,7 +23,7 @@ from flowopd.prompts import DATASET
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.session import Session
-from flowopd.stages.plan import GIB, GPUS, Plan, plan, unknown_gpu
+from flowopd.stages.plan import GIB, Plan, plan
 from flowopd.stages.templates import rendered
 
 BASES: Mapping[str, str] = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import prod
 
 import torch
@@ -12,6 +10,7 @@ import torch
 from flowopd.adapters import Adapters
 from flowopd.configs import DistillConfig, MixConfig
 from flowopd.errors import ConfigError
+from flowopd.gpus import GPUS, unknown_gpu
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
@@ -29,26 +28,6 @@ MOMENTS = 2
 LIBRARIES = int(0.5 * GIB)
 """What torch and its libraries take before any model, in a process on a CPU or as a context on a GPU."""
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """Memory in GiB, and dense matrix products in bf16, in floating-point operations a second."""
-
-    memory: float
-    flops: float
-
-
-GPUS: Mapping[str, Gpu] = {
-    "rtx3090": Gpu(24, 71e12),
-    "rtx4090": Gpu(24, 165e12),
-    "a10": Gpu(24, 125e12),
-    "l40s": Gpu(48, 362e12),
-    "a100-40gb": Gpu(40, 312e12),
-    "a100-80gb": Gpu(80, 312e12),
-    "h100": Gpu(80, 989e12),
-    "h200": Gpu(141, 989e12),
-}
-"""As their makers' data sheets have them."""
 
 UTILISATION = 0.4
 """Share of a GPU's peak that training transformers usually reaches."""
@@ -103,14 +82,6 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     machine = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of the rate of {gpu}"
     return Plan(
         work.stage, f"{processes} x {machine}", trained, base, memory, rows, total, total / rate / processes, warnings
-    )
-
-
-def unknown_gpu(name: str) -> str:
-    """What to say of a GPU that is not among GPUS."""
-    near = [gpu for gpu in GPUS if name.lower() in gpu] or get_close_matches(name.lower(), GPUS, n=1)
-    return (
-        f"there is no GPU {name!r}" + (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(GPUS)}"
     )
 
 

@@ -107,7 +107,8 @@ class Easel:
 
     def _shelf(self, run: Path) -> Shelf:
         """The models of a run as its manifest says. Its folder is only read."""
-        from flowopd.pipeline import MANIFEST, manifest_recipe
+        from flowopd.manifest import MANIFEST
+        from flowopd.pipeline import manifest_recipe
         from flowopd.session import Session
         from flowopd.studio.models import Shelf
 

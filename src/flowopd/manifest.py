@@ -1,0 +1,29 @@
+"""Which run a folder holds, as the manifest in it says; light enough to be asked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flowopd.errors import ConfigError, DataError
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What the manifest of a run's folder says; its `recipe` is a mapping.
+
+    Raises ConfigError if the folder holds no run, DataError if the manifest is not what this program writes.
+    """
+    file = out / MANIFEST
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        mend = "give its folder, or a recipe with --config"
+        raise ConfigError(f"{out} holds no run ({MANIFEST} is missing); {mend}") from None
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); restore it, or choose another --out") from None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise DataError(f"{file} holds no recipe; restore it, or choose another --out")
+    return content
