@@ -1,6 +1,7 @@
 """A study says what its runs' files say: means over seeds, paired claims, costs; and its page is made from it alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -128,6 +129,31 @@ def test_the_page_is_made_from_the_record_alone(studied, study, tmp_path):
     assert (tmp_path / "RESULTS.md").read_text() == (studied / "docs" / "RESULTS.md").read_text()
 
 
+def test_the_page_stays_when_the_runs_are_gone(studied, study, tmp_path):
+    shutil.copytree(studied / "docs" / "results", tmp_path / "docs" / "results")
+    write_study(studied / "all.yaml", tmp_path / "nowhere", tmp_path / "docs")
+    assert (tmp_path / "docs" / "RESULTS.md").read_text() == (studied / "docs" / "RESULTS.md").read_text()
+    kept = {file.name for file in (tmp_path / "docs" / "results" / "student" / "seed-1").iterdir()}
+    assert kept == {*("manifest.json", "metrics.jsonl", "scores.json"), "results.json", CURVE, INTERFERENCE}
+
+
+def test_a_run_of_another_recipe_is_not_shown(studied, tmp_path):
+    for name in ("student.yaml", "experts.yaml", "all.yaml"):
+        shutil.copy(studied / name, tmp_path)
+    recipe = json.loads((tmp_path / "student.yaml").read_text())
+    recipe["distill"]["weighting"] = "ode"
+    (tmp_path / "student.yaml").write_text(json.dumps(recipe))
+    write_study(tmp_path / "all.yaml", studied / "runs", tmp_path / "docs")
+    assert not (tmp_path / "docs" / "results" / "student").exists()
+    shutil.copytree(studied / "runs" / "student", tmp_path / "docs" / "results" / "student")
+    write_study(tmp_path / "all.yaml", tmp_path / "nowhere", tmp_path / "docs")
+    found = Study.load(tmp_path / "docs" / "results" / STUDY)
+    change = "distill.weighting ('velocity' -> 'ode')"
+    assert found.stale == {"student/seed-0": change, "student/seed-1": change}
+    assert set(found.costs) == {"experts"} and "student/seed-0" not in found.missing
+    assert f"`student/seed-1` (made before a change of {change})" in (tmp_path / "docs" / "RESULTS.md").read_text()
+
+
 def test_a_study_that_is_not_there_or_no_study_is_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist; flowopd study writes it"):
         Study.load(tmp_path / "study.json")
@@ -138,7 +164,7 @@ def test_a_study_that_is_not_there_or_no_study_is_refused(tmp_path):
 
 def test_a_study_without_runs_has_an_honest_page(studied, study):
     nothing = {"lines": {}, "costs": {}, "gaps": {}, "curves": {}, "interference": {}, "verdicts": []}
-    empty = study.model_copy(update={**nothing, "missing": ["a/seed-0"]})
+    empty = study.model_copy(update={**nothing, "missing": ["a/seed-0"], "stale": {}})
     text = page(empty, {})
     assert "Not run yet" in text and "## Main" not in text
 

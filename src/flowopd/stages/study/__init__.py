@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowopd.durable import replace_text
 from flowopd.stages.study.gather import gather
+from flowopd.stages.study.keep import keep
 from flowopd.stages.study.page import page
 from flowopd.stages.study.pictures import draw
 from flowopd.stages.study.records import Study
@@ -16,12 +17,14 @@ PAGE, STUDY = "RESULTS.md", "study.json"
 
 
 def write_study(suite: Path, runs: Path, folder: Path) -> Path:
-    """Gather a suite's runs into FOLDER/results/study.json and write the page; returns FOLDER/RESULTS.md.
+    """Keep what a suite's runs found in FOLDER/results, gather that into its study.json and write the page.
 
-    Raises ConfigError for a wrong suite, DataError for damaged files.
+    What is kept there of runs that are gone is shown too. Returns FOLDER/RESULTS.md. Raises ConfigError for a wrong
+    suite, DataError for damaged files.
     """
     results = folder / "results"
-    study = gather(suite, runs)
+    keep(suite, runs, results)
+    study = gather(suite, results)
     study.save(results / STUDY)
     return write_page(study, folder)
 

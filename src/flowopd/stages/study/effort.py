@@ -14,13 +14,13 @@ from flowopd.suite import Reach, Run
 
 
 def spots(runs: Sequence[Run], held: Yardstick) -> list[Spot]:
-    """The training of a row, at the updates that every seed's curve has; empty if a run has no curve.
+    """The training of a row, at the updates that the curves of all seeds have; of the seeds that have a curve.
 
     That is the stage which ends in its student, or else in its mix, after the fine-tuning that it starts from.
     Gaps closed are those of the yardstick. Raises DataError for a damaged file.
     """
-    files = [run.folder / CURVE for run in runs]
-    if not all(file.exists() for file in files):
+    files = [file for run in runs if (file := run.folder / CURVE).exists()]
+    if not files:
         return []
     shown = shown_stages(runs[0].recipe)
     curves = [{(p.stage, p.update): p for p in Curve.load(file).points if p.stage in shown} for file in files]

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from flowopd.manifest import read_manifest
 from flowopd.results import Estimate, bootstrap_average
 from flowopd.session import Session
 from flowopd.stages.curve import Yardstick, yardstick
-from flowopd.stages.evaluate import PER_PROMPT, RESULTS
+from flowopd.stages.evaluate import PER_PROMPT
 from flowopd.stages.interference import INTERFERENCE, Cosines, Interference
 from flowopd.stages.judging import Scores, counted, estimated, groups_of
 from flowopd.stages.report.contents import read_rows
 from flowopd.stages.report.series import elapsed, gap_curves, gap_tables
 from flowopd.stages.sample import evaluation_prompts, metric_prompts
 from flowopd.stages.study.effort import reached, spots
+from flowopd.stages.study.keep import changes, is_done
 from flowopd.stages.study.records import Cost, Gap, Line, Spot, Study, Verdict
 from flowopd.stages.workload import workloads
 from flowopd.suite import Claim, Reach, Run, Suite, load_runs, load_suite
@@ -28,12 +30,14 @@ POINTS = 120
 
 
 def gather(path: Path, out: Path) -> Study:
-    """The study of the suite in `path`, whose runs lie in `out`; a run without results is listed as missing.
+    """The study of the suite in `path`, whose runs lie in `out`; a run without results, or made by another recipe than
+    the suite's today, is listed as missing.
 
     Raises ConfigError for a wrong suite, DataError for damaged files.
     """
     suite, runs = load_suite(path), load_runs(path, out)
-    done = [run for run in runs if (run.folder / RESULTS).exists()]
+    stale = {name_of(run): changed for run in runs if is_done(run) and (changed := changes(run))}
+    done = [run for run in runs if is_done(run) and name_of(run) not in stale]
     rows = {name: mine for name in suite.rows if (mine := [run for run in done if run.row == name])}
     scores = {name: _scores(mine) for name, mine in rows.items()}
     judged = {name: _Judged(mine[0]) for name, mine in rows.items()}
@@ -43,7 +47,7 @@ def gather(path: Path, out: Path) -> Study:
         for model, by_seed in models.items()
     }
     curves = _curves(suite, rows, lines)
-    manifests = [json.loads((run.folder / "manifest.json").read_text()) for run in done]
+    manifests = [read_manifest(run.folder) for run in done]
     return Study(
         suite=f"{path.parent.name}/{path.name}",
         commits=sorted({str(manifest["git_commit"]) for manifest in manifests}),
@@ -61,8 +65,14 @@ def gather(path: Path, out: Path) -> Study:
         compute=suite.compute,
         curves=curves,
         interference=_interference(suite, runs),
-        missing=[f"{run.row}/seed-{run.seed}" for run in runs if run not in done],
+        stale=stale,
+        missing=[name_of(run) for run in runs if not is_done(run)],
     )
+
+
+def name_of(run: Run) -> str:
+    """A run as a page names it."""
+    return f"{run.row}/seed-{run.seed}"
 
 
 def _curves(suite: Suite, rows: Mapping[str, Sequence[Run]], lines: Mapping[str, Line]) -> dict[str, list[Spot]]:

@@ -33,9 +33,9 @@ def page(study: Study, pictures: Mapping[str, str]) -> str:
 
 
 def _missing(study: Study) -> list[str]:
-    if not study.missing:
-        return []
-    return [f"Not run yet, and so missing below: {', '.join(f'`{name}`' for name in study.missing)}."]
+    names = [f"`{name}`" for name in study.missing]
+    names += [f"`{name}` (made before a change of {changed})" for name, changed in study.stale.items()]
+    return [f"Not run yet, and so missing below: {', '.join(names)}."] if names else []
 
 
 def _claims(verdicts: Sequence[Verdict | Reached]) -> list[str]:

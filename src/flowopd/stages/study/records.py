@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from flowopd.records import File, Record
 from flowopd.results import Estimate
 from flowopd.stages.interference import Cosines
@@ -90,7 +92,7 @@ def share(part: float | None, whole: float | None) -> float | None:
 
 class Study(File):
     """All of it: lines and cosines by ROW/MODEL, curves by row; `missing` are runs that have no results yet, as
-    ROW/seed-N."""
+    ROW/seed-N, and `stale` those that were made by another recipe than the suite's today, with what is other."""
 
     made_by: ClassVar[str] = "flowopd study"
 
@@ -108,3 +110,4 @@ class Study(File):
     curves: dict[str, list[Spot]]
     interference: dict[str, list[Cosines]]
     missing: list[str]
+    stale: dict[str, str] = Field({})

@@ -1,0 +1,48 @@
+"""What is kept of a suite's runs beside its page: the small files that say what was found, and no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowopd.durable import replace_bytes
+from flowopd.identity import differences, lasting, training
+from flowopd.manifest import MANIFEST, read_manifest
+from flowopd.recipe import Recipe, make_recipe
+from flowopd.stages.curve import CURVE
+from flowopd.stages.evaluate import PER_PROMPT, RESULTS
+from flowopd.stages.interference import INTERFERENCE
+from flowopd.suite import Run, load_runs
+
+FOUND = (MANIFEST, RESULTS, PER_PROMPT, "metrics.jsonl", CURVE, INTERFERENCE)
+"""The files of a run that a study reads."""
+
+
+def keep(suite: Path, runs: Path, folder: Path) -> None:
+    """Copy what the suite's finished runs found from RUNS/ROW/seed-N to FOLDER/ROW/seed-N.
+
+    A run that is not there, or was made by another recipe than the suite's today, leaves what was kept before. Raises
+    ConfigError for a wrong suite, DataError for a damaged manifest.
+    """
+    for run, kept in zip(load_runs(suite, runs), load_runs(suite, folder), strict=True):
+        if is_done(run) and not changes(run) and run.folder != kept.folder:
+            for source in (run.folder / name for name in FOUND if (run.folder / name).exists()):
+                replace_bytes(kept.folder / source.name, source.read_bytes())
+
+
+def is_done(run: Run) -> bool:
+    """Whether it has its results."""
+    return (run.folder / RESULTS).exists()
+
+
+def changes(run: Run) -> str:
+    """How the recipe that a run was made by differs from the suite's in what its numbers depend on; empty if it does
+    not. Raises ConfigError if its folder holds no run, DataError for a damaged manifest."""
+    made = make_recipe(read_manifest(run.folder)["recipe"], (), str(run.folder / MANIFEST))
+    return differences(_depends(made), _depends(run.recipe))
+
+
+def _depends(recipe: Recipe) -> dict[str, Any]:
+    """What the numbers of a recipe's run depend on."""
+    judged = lasting(recipe.evaluate) if recipe.evaluate else {}
+    return training(recipe) | {name: value for name, value in judged.items() if name not in ("models", "checkpoints")}
