@@ -291,7 +291,10 @@ class EvaluateConfig(Strict):
     models: tuple[str, ...] | None = Field(
         None, description="rows of the table, among them checkpoint:STAGE/STEP; none is all there are but checkpoints"
     )
-    checkpoints: bool = Field(False, description="judge every checkpoint that was kept too: quality against compute")
+    checkpoints: bool | Annotated[int, Field(ge=1)] = Field(
+        False,
+        description="judge every checkpoint that was kept too, or so many of each stage: quality against compute",
+    )
 
 
 class SamplesConfig(Strict):

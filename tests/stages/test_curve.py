@@ -10,7 +10,7 @@ from flowopd.pipeline import open_run
 from flowopd.recipe import make_recipe
 from flowopd.results import AVERAGE, Results, shares_closed
 from flowopd.stages.coldstart import cold_start
-from flowopd.stages.curve import CURVE, Curve, foundations, start_of
+from flowopd.stages.curve import CURVE, Curve, foundations, start_of, thinned
 from flowopd.stages.distill import distill
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.judging import Judging
@@ -130,6 +130,29 @@ def test_a_point_outlives_its_checkpoint(kept, copy, judged):
     shutil.rmtree(copy / "checkpoints")
     evaluate(session(kept, copy, models=["student"]))
     assert judged == ["student"] and Curve.load(copy / CURVE) == before
+
+
+def test_so_many_checkpoints_are_drawn_as_are_asked_for(kept, copy, judged):
+    (copy / CURVE).unlink()
+    evaluate(session(kept, copy, models=["merge"], checkpoints=2))
+    assert judged == ["merge", *named(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("most", "left"), [(True, "abcdefg"), (9, "abcdefg"), (7, "abcdefg"), (3, "bdg"), (2, "cg"), (1, "g")]
+)
+def test_checkpoints_are_thinned_evenly_and_the_last_stays(most, left):
+    assert "".join(thinned("abcdefg", most)) == left and thinned([], most) == []
+
+
+def test_metrics_of_other_prompts_than_the_average_s_are_left_out(kept, copy, judged):
+    metrics = kept.recipe.model_dump(exclude_unset=True)["evaluate"]["metrics"]
+    elsewhere = next(iter(metrics.values())) | {"split": "train", "owner": None, "held_out": True}
+    beside = next(iter(metrics.values())) | {"owner": None, "held_out": True}
+    evaluate(session(kept, copy, metrics={**metrics, "elsewhere": elsewhere, "beside": beside}))
+    points = Curve.load(copy / CURVE).points
+    assert {name for point in points for name in point.metrics} == {*metrics, "beside", AVERAGE}
+    assert {"elsewhere", "beside"} <= set(Results.load(copy / "results.json").models["merge"])
 
 
 def test_no_curve_is_drawn_unless_it_is_asked_for(kept, copy):

@@ -15,7 +15,7 @@ from flowopd.lora_file import sha256_of
 from flowopd.processes import only_main, wait
 from flowopd.recipe import Recipe
 from flowopd.records import File, Record
-from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, TEACHER, Estimate, shares_closed
+from flowopd.results import AVERAGE, BASE, GRPO_MIX, MERGE, SFT, TEACHER, Estimate, shares_closed
 from flowopd.session import Session
 from flowopd.stages.checkpoints import checkpoint_hash, known_checkpoints, parted, stage_folder
 from flowopd.stages.judging import Judging, hashed, settings_of
@@ -89,17 +89,19 @@ class Curve(File):
 def write_curve(judging: Judging, rows: Mapping[str, Row]) -> Curve:
     """Judge every checkpoint that a run has kept, and what its stages started from, into OUT/curve.json.
 
-    `rows` are models judged already, by name. A point that is in the file under the same settings is not drawn again,
-    and stays when its checkpoint is gone; the file is written after each new one. Raises CheckpointError for a damaged
-    checkpoint, DataError for a damaged file, NumericsError for a score that is not finite.
+    `rows` are models judged already, by name, on these metrics and maybe others. A point that is in the file under the
+    same settings is not drawn again, and stays when its checkpoint is gone; the file is written after each new one.
+    Raises CheckpointError for a damaged checkpoint, DataError for a damaged file, NumericsError for a score that is
+    not finite.
     """
     session, file = judging.session, judging.session.out / CURVE
-    old, places = _old(file, _settings(session, judging.config)), _places(session)
+    old, places = _old(file, _settings(session, judging.config)), _places(session, judging.config)
     wait()
     held = yardstick(judging.config, rows)
     held = held if held.experts else old.yardstick
+    names = (*judging.config.metrics, AVERAGE)
     found: dict[tuple[str, str], Row] = {point.weights: point.metrics for point in old.points}
-    found |= {place.weights: rows[place.model] for place in places if place.model in rows}
+    found |= {p.weights: {name: rows[p.model][name] for name in names} for p in places if p.model in rows}
 
     def keep() -> Curve:
         judged = {(point.stage, point.update): point for point in old.points}
@@ -140,12 +142,13 @@ def _settings(session: Session, config: EvaluateConfig) -> dict[str, Any]:
     return hashed({**settings_of(session, config), "training": trained})
 
 
-def _places(session: Session) -> list[Place]:
-    """The start and the checkpoints of every stage of which some were kept."""
+def _places(session: Session, config: EvaluateConfig) -> list[Place]:
+    """The start and the checkpoints of every stage of which some were kept, as many as are asked for."""
     recipe, run = session.recipe, session.out
     kept: dict[str, list[str]] = {}
     for model in known_checkpoints(recipe, run):
         kept.setdefault(parted(model)[0], []).append(model)
+    kept = {stage: thinned(models, config.checkpoints) for stage, models in kept.items()}
     works = {work.stage: work for work in workloads(session)}
     logged = [row for row in _logged(run) if row["stage"] in works]
     spent = {stage: _Spent(work, [row for row in logged if row["stage"] == stage]) for stage, work in works.items()}
@@ -162,6 +165,12 @@ def _places(session: Session) -> list[Place]:
                 Place(stage=stage, update=update, model=model, sha256=weights, passes=passes, seconds=seconds)
             )
     return places
+
+
+def thinned(models: Sequence[str], most: bool | int) -> list[str]:
+    """At most so many of them, evenly spread, with the last; all of them if `most` is True."""
+    count = len(models) if most is True else min(most, len(models))
+    return [models[len(models) * (i + 1) // count - 1] for i in range(count)]
 
 
 def _logged(run: Path) -> list[Mapping[str, Any]]:

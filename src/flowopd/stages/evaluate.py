@@ -50,7 +50,7 @@ def evaluate(session: Session) -> Results:
 
     only_main(keep)
     if config.checkpoints:
-        write_curve(judging, estimates)
+        write_curve(judging.averaged(), estimates)
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from json import dumps
 
@@ -54,6 +54,14 @@ class Judging:
         prompts = evaluation_prompts(session, config)
         conditioning = session.encode(prompt for group in prompts.values() for prompt in group)
         return cls(session, config, judges, prompts, conditioning)
+
+    def averaged(self) -> Judging:
+        """The same for the prompts of the average alone: without the metrics that need pictures of others."""
+        names = counted(self.config) or self.config.metrics
+        needed = {asked(self.config.metrics[name], self.config) for name in names}
+        metrics = {name: metric for name, metric in self.config.metrics.items() if asked(metric, self.config) in needed}
+        config = self.config.model_copy(update={"metrics": metrics})
+        return replace(self, config=config, prompts={key: self.prompts[key] for key in self.prompts if key in needed})
 
     def scores(self, model: str) -> Scores:
         """What a model's pictures get. Raises NumericsError for a score that is not finite."""
