@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flowopd.identity import HARMLESS
+from flowopd.names import Name, Subfolder
 from flowopd.sampling import SamplingConfig
 from flowopd.train import TrainConfig
 
 SEEDS = 2**63
 """Seeds are smaller."""
-
-OWN = ("base", "coldstart", "grpo_mix", "student")
-"""Names that a run's own models have, and no teacher."""
-
-_NAME = re.compile(r"\w[\w +-]{0,59}")
 
 AT_A_TIME = "samples at a time, of each process; changes memory and speed, no result"
 
@@ -27,44 +21,6 @@ class Strict(BaseModel):
     """A part of a recipe: frozen; unknown keys are mistakes, so are empty words, and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
-
-
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text) or text != text.strip():
-        raise ValueError("a name is 1 to 60 letters, digits, spaces, _, + or -, as it names folders; choose another")
-    return text
-
-
-def _teacher(text: str) -> str:
-    if text in OWN:
-        raise ValueError(f"{', '.join(OWN)} are names of a run's own models; choose another for a teacher")
-    return _name(text)
-
-
-def _label(text: str) -> str:
-    if not 0 < len(text) <= 100 or not text.isprintable():
-        raise ValueError("a label is 1 to 100 letters that print; choose another")
-    return text
-
-
-def _inside(text: str) -> str:
-    path = PurePath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text:
-        raise ValueError("a subfolder lies within its adapter's folder; give it relative to that, without ..")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name)]
-"""What may name a folder: no separator, no dot."""
-
-TeacherName = Annotated[str, AfterValidator(_teacher)]
-"""A name that no model of the run itself has."""
-
-Label = Annotated[str, AfterValidator(_label)]
-"""What prompts are routed by."""
-
-Subfolder = Annotated[str, AfterValidator(_inside)]
-"""A path that stays below another."""
 
 
 class AdapterConfig(Strict):
@@ -292,8 +248,7 @@ class EvaluateConfig(Strict):
         None, description="rows of the table, among them checkpoint:STAGE/STEP; none is all there are but checkpoints"
     )
     checkpoints: bool | Annotated[int, Field(ge=1)] = Field(
-        False,
-        description="judge every checkpoint that was kept too, or so many of each stage: quality against compute",
+        False, description="judge all checkpoints that were kept too, or so many of each stage: quality against compute"
     )
 
 

@@ -15,7 +15,6 @@ from flowopd.configs import (
     SEEDS,
     DistillConfig,
     EvaluateConfig,
-    Label,
     MergeConfig,
     MixConfig,
     PromptFiles,
@@ -24,12 +23,12 @@ from flowopd.configs import (
     SftConfig,
     Strict,
     TeacherConfig,
-    TeacherName,
     WatchConfig,
 )
 from flowopd.errors import ConfigError
 from flowopd.identity import lasting
 from flowopd.monitors.limits import MonitorConfig
+from flowopd.names import Label, TeacherName
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
 from flowopd.shipped import shipped_recipe, shipped_recipes

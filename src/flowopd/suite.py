@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from flowopd.configs import SEEDS, Name, Strict
+from flowopd.configs import SEEDS, Strict
 from flowopd.errors import ConfigError
+from flowopd.names import Name
 from flowopd.recipe import Recipe, beside, make_recipe, read_tree, validated, with_value
 
 
@@ -84,6 +85,7 @@ class Pictures(Strict):
     forgetting: str | None = Field(None, description="the row of base and experts")
     gaps: str | None = Field(None, description="the row whose distillation is shown")
     seesaw: str | None = Field(None, description="the table of runs with more and more rewards")
+    wall: tuple[str, ...] | None = Field(None, description="models as ROW/MODEL, whose pictures stand side by side")
     interference: tuple[str, ...] | None = Field(
         None, description="models as ROW/MODEL, whose tasks' gradients were compared by `flowopd interference`"
     )
@@ -113,13 +115,19 @@ class Suite(Strict):
     @model_validator(mode="after")
     def _names_its_rows(self) -> Suite:
         shown = [row for table in self.tables.values() for row in table.rows]
-        claimed = [name.split("/")[0] for claim in self.claims for name in (claim.of, claim.over)]
-        drawn = [name.split("/")[0] for name in self.pictures.interference or ()]
+        claimed = [parted(name)[0] for claim in self.claims for name in (claim.of, claim.over)]
+        drawn = [parted(name)[0] for name in (*(self.pictures.interference or ()), *(self.pictures.wall or ()))]
         spent = (*self.compute.rows, self.compute.experts, self.compute.reach) if self.compute else ()
         unknown = [row for row in (*shown, *claimed, *drawn, *spent) if row is not None and row not in self.rows]
         if unknown:
             raise ValueError(f"there is no row {unknown[0]!r} to show; the rows are {', '.join(self.rows)}")
         return self
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The row and the model of a line, which is named ROW/MODEL."""
+    row, _, model = name.partition("/")
+    return row, model
 
 
 @dataclass(frozen=True)

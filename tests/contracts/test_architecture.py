@@ -50,6 +50,7 @@ RUNNING = (
     "quiet",
     "shipped",
     "gpus",
+    "names",
     "signals",
     "identity",
     "processes",

@@ -13,6 +13,7 @@ from flowopd.stages.curve import CURVE, Curve
 from flowopd.stages.interference import INTERFERENCE, Cosines, Interference, write_interference
 from flowopd.stages.study import STUDY, Study, page, write_page, write_study
 from flowopd.stages.study.effort import best, first_as_good, reached
+from flowopd.stages.study.gather import gather
 from flowopd.stages.study.pictures import compute, gaps
 from flowopd.stages.study.records import Gap, Spot
 from flowopd.stages.workload import workloads
@@ -52,7 +53,12 @@ def studied(world, tmp_path_factory):
             {"says": "as soon as itself", "of": "student", "over": "student", "within": 1},
             {"says": "later within", "of": "later", "over": "student", "within": 0.1},
         ],
-        "pictures": {"forgetting": "experts", "gaps": "student", "interference": ["student/student", "later/student"]},
+        "pictures": {
+            "wall": ["experts/base", "student/student", "later/student"],
+            "forgetting": "experts",
+            "gaps": "student",
+            "interference": ["student/student", "later/student"],
+        },
         "compute": {"rows": ["student", "later"], "experts": "experts", "reach": "student"},
     }
     (folder / "all.yaml").write_text(json.dumps(suite))
@@ -120,11 +126,12 @@ def test_the_page_shows_every_table_claim_and_figure(studied, study):
     for words in ("## Main", "All of it.", "| base |", "| student |", "student above base", "`later/seed-0`"):
         assert words in text
     assert "**does not hold**" in text and "not measured yet" in text
-    for figure in ("forgetting", "gaps", "compute", "interference"):
+    for figure in ("wall", "forgetting", "gaps", "compute", "interference"):
         assert f"](results/{figure}.png)" in text and (studied / "docs" / "results" / f"{figure}.png").stat().st_size
 
 
-def test_the_page_is_made_from_the_record_alone(studied, study, tmp_path):
+def test_the_page_is_made_from_the_record_and_its_pictures(studied, study, tmp_path):
+    shutil.copytree(studied / "docs" / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.json"))
     write_page(study, tmp_path)
     assert (tmp_path / "RESULTS.md").read_text() == (studied / "docs" / "RESULTS.md").read_text()
 
@@ -134,7 +141,31 @@ def test_the_page_stays_when_the_runs_are_gone(studied, study, tmp_path):
     write_study(studied / "all.yaml", tmp_path / "nowhere", tmp_path / "docs")
     assert (tmp_path / "docs" / "RESULTS.md").read_text() == (studied / "docs" / "RESULTS.md").read_text()
     kept = {file.name for file in (tmp_path / "docs" / "results" / "student" / "seed-1").iterdir()}
-    assert kept == {*("manifest.json", "metrics.jsonl", "scores.json"), "results.json", CURVE, INTERFERENCE}
+    files = {*("manifest.json", "metrics.jsonl", "scores.json"), "results.json", CURVE, INTERFERENCE}
+    assert kept == {*files, "samples"}
+
+
+def test_the_wall_has_the_pictures_of_the_runs(studied, study):
+    prompts = json.loads((studied / "runs" / "experts" / "seed-0" / "samples" / "index.json").read_text())["prompts"]
+    assert study.wall.prompts == prompts
+    files = {"experts/base": ("experts", "base"), "student/student": ("student", "student")}
+    assert study.wall.files == {
+        name: [f"{row}/seed-0/samples/{i}-{model}.png" for i in range(len(prompts))]
+        for name, (row, model) in files.items()
+    }
+    for file in (file for own in study.wall.files.values() for file in own):
+        assert (studied / "docs" / "results" / file).read_bytes() == (studied / "runs" / file).read_bytes()
+
+
+def test_a_wall_leaves_out_a_row_of_other_prompts(studied, tmp_path):
+    results = shutil.copytree(studied / "docs" / "results", tmp_path / "results")
+    index = results / "student" / "seed-0" / "samples" / "index.json"
+    index.write_text(json.dumps({"prompts": ["something else"], "models": ["student"]}))
+    found = gather(studied / "all.yaml", results)
+    assert {name: files[0].split("/")[1] for name, files in found.wall.files.items()} == {
+        "experts/base": "seed-0",
+        "student/student": "seed-1",
+    }
 
 
 def test_a_run_of_another_recipe_is_not_shown(studied, tmp_path):

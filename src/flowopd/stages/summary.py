@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from flowopd.durable import replace_picture, replace_text
 from flowopd.results import Estimate, Results
 
-TABLE, WALL = "table.md", "wall.png"
+TABLE, WALL, INDEX = "table.md", "wall.png", "index.json"
+COLUMNS = 9
+"""Prompts of a wall."""
+
 TILE, GAP, MARGIN, LINE = 96, 6, 148, 15
 """Pixels: a picture's side, the space between two, the column of names, and a line of a prompt."""
 
@@ -20,7 +24,7 @@ def write_summary(run: Path) -> None:
     """Write what the folder of a run has the parts for."""
     if (run / "results.json").exists():
         replace_text(run / TABLE, table(Results.load(run / "results.json")))
-    if (run / "samples" / "index.json").exists():
+    if (run / "samples" / INDEX).exists():
         replace_picture(run / WALL, wall(run / "samples"), optimize=True)
 
 
@@ -56,23 +60,38 @@ def cell(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}" if estimate else ""
 
 
-def wall(folder: Path, columns: int = 9) -> Image.Image:
-    """One row a model and one column a prompt, the first `columns` that are spread over the wall."""
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    prompts, models = index["prompts"], index["models"]
-    shown = [i * len(prompts) // columns for i in range(columns)] if len(prompts) > columns else range(len(prompts))
-    words = [_wrapped(prompts[i]) for i in shown]
+def wall(folder: Path, columns: int = COLUMNS) -> Image.Image:
+    """The pictures of a run: one row a model and one column a prompt, as `tiled` has them."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    shown = spread_over(len(index["prompts"]), columns)
+    rows = {model: [folder / tile(i, model) for i in shown] for model in index["models"]}
+    return tiled([index["prompts"][i] for i in shown], rows)
+
+
+def tile(prompt: int, model: str) -> str:
+    """The file of a prompt's picture by a model."""
+    return f"{prompt}-{model}.png"
+
+
+def spread_over(prompts: int, columns: int = COLUMNS) -> list[int]:
+    """So many prompts, spread over all of them."""
+    return [i * prompts // columns for i in range(columns)] if prompts > columns else list(range(prompts))
+
+
+def tiled(prompts: Sequence[str], rows: Mapping[str, Sequence[Path]]) -> Image.Image:
+    """Pictures by name, one for each of the prompts, under their words."""
+    words = [_wrapped(prompt) for prompt in prompts]
     head = LINE * max(map(len, words)) + GAP
     step = TILE + GAP
-    canvas = Image.new("RGB", (MARGIN + step * len(words), head + step * len(models)), "white")
+    canvas = Image.new("RGB", (MARGIN + step * len(words), head + step * len(rows)), "white")
     pen, font = ImageDraw.Draw(canvas), _font(11)
     for column, lines in enumerate(words):
         pen.multiline_text((MARGIN + step * column, 0), "\n".join(lines), fill="black", font=font, spacing=2)
-    for row, model in enumerate(models):
+    for row, (name, files) in enumerate(rows.items()):
         top = head + step * row
-        pen.text((0, top + TILE / 2), model, fill="black", font=_font(13), anchor="lm")
-        for column, i in enumerate(shown):
-            with Image.open(folder / f"{i}-{model}.png") as picture:
+        pen.text((0, top + TILE / 2), name, fill="black", font=_font(13), anchor="lm")
+        for column, file in enumerate(files):
+            with Image.open(file) as picture:
                 canvas.paste(picture.convert("RGB").resize((TILE, TILE)), (MARGIN + step * column, top))
     return canvas
 

@@ -22,8 +22,9 @@ from flowopd.stages.sample import evaluation_prompts, metric_prompts
 from flowopd.stages.study.effort import reached, spots
 from flowopd.stages.study.keep import changes, is_done
 from flowopd.stages.study.records import Cost, Gap, Line, Spot, Study, Verdict
+from flowopd.stages.study.wall import gathered
 from flowopd.stages.workload import workloads
-from flowopd.suite import Claim, Reach, Run, Suite, load_runs, load_suite
+from flowopd.suite import Claim, Reach, Run, Suite, load_runs, load_suite, parted
 
 POINTS = 120
 """Points of a curve that a study keeps at most."""
@@ -65,6 +66,7 @@ def gather(path: Path, out: Path) -> Study:
         compute=suite.compute,
         curves=curves,
         interference=_interference(suite, runs),
+        wall=gathered(suite.pictures.wall or (), done, out),
         stale=stale,
         missing=[name_of(run) for run in runs if not is_done(run)],
     )
@@ -79,7 +81,7 @@ def _curves(suite: Suite, rows: Mapping[str, Sequence[Run]], lines: Mapping[str,
     """The curve of each row whose runs have one."""
     row, held = suite.compute.experts if suite.compute else None, Yardstick()
     if row in rows:
-        models = {name.split("/", 1)[1]: line.metrics for name, line in lines.items() if name.split("/")[0] == row}
+        models = {parted(name)[1]: line.metrics for name, line in lines.items() if parted(name)[0] == row}
         held = yardstick(rows[row][0].recipe.evaluate, models)
     found = {name: spots(mine, held) for name, mine in rows.items()}
     return {name: curve for name, curve in found.items() if curve}
@@ -89,7 +91,7 @@ def _interference(suite: Suite, runs: Sequence[Run]) -> dict[str, list[Cosines]]
     """What was measured of each model that is shown, in the first run of its row that has it."""
     found: dict[str, list[Cosines]] = {}
     for name in suite.pictures.interference or ():
-        row, model = name.split("/", 1)
+        row, model = parted(name)
         for run in runs:
             file = run.folder / INTERFERENCE
             if run.row == row and name not in found and file.exists():
@@ -143,7 +145,7 @@ def _verdict(
     claim: Claim, scores: Mapping[str, Mapping[str, Mapping[int, Scores]]], judged: Mapping[str, _Judged]
 ) -> Verdict:
     """The claim with what was measured, as far as both its lines are there."""
-    places = [tuple(name.split("/", 1)) for name in (claim.of, claim.over)]
+    places = [parted(name) for name in (claim.of, claim.over)]
     if any(model not in scores.get(row, {}) for row, model in places):
         return Verdict(claim=claim, measured=None)
     (of_row, of), (over_row, over) = places

@@ -12,7 +12,8 @@ from flowopd.recipe import Recipe, make_recipe
 from flowopd.stages.curve import CURVE
 from flowopd.stages.evaluate import PER_PROMPT, RESULTS
 from flowopd.stages.interference import INTERFERENCE
-from flowopd.suite import Run, load_runs
+from flowopd.stages.study.wall import tiles_of
+from flowopd.suite import Run, load_runs, load_suite, parted
 
 FOUND = (MANIFEST, RESULTS, PER_PROMPT, "metrics.jsonl", CURVE, INTERFERENCE)
 """The files of a run that a study reads."""
@@ -24,10 +25,13 @@ def keep(suite: Path, runs: Path, folder: Path) -> None:
     A run that is not there, or was made by another recipe than the suite's today, leaves what was kept before. Raises
     ConfigError for a wrong suite, DataError for a damaged manifest.
     """
+    wall = load_suite(suite).pictures.wall or ()
     for run, kept in zip(load_runs(suite, runs), load_runs(suite, folder), strict=True):
         if is_done(run) and not changes(run) and run.folder != kept.folder:
-            for source in (run.folder / name for name in FOUND if (run.folder / name).exists()):
-                replace_bytes(kept.folder / source.name, source.read_bytes())
+            shown = [model for row, model in map(parted, wall) if row == run.row]
+            for name in (*FOUND, *tiles_of(run, shown)):
+                if (run.folder / name).exists():
+                    replace_bytes(kept.folder / name, (run.folder / name).read_bytes())
 
 
 def is_done(run: Run) -> bool:

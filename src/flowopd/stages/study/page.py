@@ -8,9 +8,9 @@ from functools import singledispatch
 
 from flowopd.results import AVERAGE
 from flowopd.stages.study.effort import best, first_as_good
-from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, share
+from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, label, share
 from flowopd.stages.summary import cell, line
-from flowopd.suite import Table
+from flowopd.suite import Table, parted
 
 
 def page(study: Study, pictures: Mapping[str, str]) -> str:
@@ -84,21 +84,15 @@ def _table(study: Study, table: Table) -> list[str]:
         name: study.lines[name]
         for row in table.rows
         for name in study.lines
-        if name.split("/")[0] == row and (table.models is None or name.split("/", 1)[1] in table.models)
+        if parted(name)[0] == row and (table.models is None or parted(name)[1] in table.models)
     }
     if not shown:
         return []
     metrics = table.metrics or list(dict.fromkeys(metric for found in shown.values() for metric in found.metrics))
     columns = sorted(metrics, key=lambda metric: metric == AVERAGE)
     rows = [line("", *columns, "seeds"), line("---", *("---:" for _ in columns), "---")]
-    rows += [line(_label(name), *_cells(found, columns), _seeds(found)) for name, found in shown.items()]
+    rows += [line(label(name), *_cells(found, columns), _seeds(found)) for name, found in shown.items()]
     return [f"## {table.title}", *([table.says] if table.says else []), "\n".join(rows)]
-
-
-def _label(name: str) -> str:
-    """A line's name without what says nothing: `student/student` is `student`."""
-    row, model = name.split("/", 1)
-    return model if row == "experts" else row if model in ("student", "grpo_mix") else f"{row}: {model}"
 
 
 def _cells(found: Line, columns: Iterable[str]) -> list[str]:

@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowopd.durable import replace_bytes
+from flowopd.durable import replace_bytes, replace_picture
 from flowopd.results import BASE
-from flowopd.stages.study.records import Line, Spot, Study
-from flowopd.suite import Compute
+from flowopd.stages.study.records import Line, Spot, Study, label
+from flowopd.stages.summary import WALL, tiled
+from flowopd.suite import Compute, parted
 
 DPI = 160
 WIDTH = 7.0
@@ -39,11 +40,22 @@ def draw(study: Study, folder: Path) -> dict[str, str]:
             figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
             replace_bytes(folder / f"{name}.png", file.getvalue())
             drawn[CAPTIONS[name]] = f"{folder.name}/{name}.png"
-    return drawn
+    return drawn | _wall(study, folder)
+
+
+def _wall(study: Study, folder: Path) -> dict[str, str]:
+    """The wall of the pictures that lie in `folder`, if it has them all."""
+    files = {} if study.wall is None else {name: [folder / f for f in own] for name, own in study.wall.files.items()}
+    if study.wall is None or not all(file.exists() for own in files.values() for file in own):
+        return {}
+    shown = tiled(study.wall.prompts, {label(name): own for name, own in files.items()})
+    replace_picture(folder / WALL, shown, optimize=True)
+    return {CAPTIONS["wall"]: f"{folder.name}/{WALL}"}
 
 
 CAPTIONS = {
     "compute": "Quality against compute: every checkpoint by what its training had taken",
+    "wall": "The same prompts and seeds through all of them",
     "forgetting": "What each expert gains and forgets: difference to the base",
     "seesaw": "The seesaw: adding rewards one by one",
     "gaps": "Gap to the teacher by step of the path, first and last tenth of the updates, and the share that closed",
@@ -90,7 +102,7 @@ def _curves(axes: Axes, curves: Mapping[str, Sequence[Spot]], spent: str, measur
 
 def forgetting(study: Study, row: str) -> Figure | None:
     """Models of a row against metrics: the difference of means to the base."""
-    lines = {name.split("/", 1)[1]: line for name, line in study.lines.items() if name.split("/")[0] == row}
+    lines = {parted(name)[1]: line for name, line in study.lines.items() if parted(name)[0] == row}
     base = lines.pop(BASE, None)
     if base is None or not lines:
         return None
@@ -100,7 +112,7 @@ def forgetting(study: Study, row: str) -> Figure | None:
     axes = figure.subplots()
     limit = float(np.nanmax(np.abs(table)))
     axes.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", alpha=0.75)
-    _label(axes, table, metrics, list(lines), "{:+.2f}")
+    _ticks(axes, table, metrics, list(lines), "{:+.2f}")
     return figure
 
 
@@ -132,11 +144,11 @@ def gaps(study: Study, row: str) -> Figure | None:
     largest = float(np.nanmax(np.stack([first, last])))
     for axes, title, values in zip(panels, ("first updates", "last updates"), (first, last), strict=False):
         axes.imshow(np.sqrt(values), cmap="Oranges", vmin=0, vmax=np.sqrt(largest), aspect="auto")
-        _label(axes, values, labels, _steps(values), "{:.2g}")
+        _ticks(axes, values, labels, _steps(values), "{:.2g}")
         axes.set_title(title, loc="left", fontsize=9)
     closed = 1 - np.divide(last, first, out=np.full_like(first, np.nan), where=first > 0)
     panels[2].imshow(closed, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.75)
-    _label(panels[2], closed, labels, _steps(closed), "{:.0%}")
+    _ticks(panels[2], closed, labels, _steps(closed), "{:.0%}")
     panels[2].set_title("closed", loc="left", fontsize=9)
     panels[0].set_ylabel("step of the path, noise on top")
     return figure
@@ -160,14 +172,14 @@ def interference(study: Study, models: Sequence[str]) -> Figure | None:
     for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
         values = np.array([[np.nan if value is None else value for value in row] for row in one.mean])
         axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, alpha=0.75)
-        _label(axes, values, one.tasks, one.tasks, "{:+.2f}")
+        _ticks(axes, values, one.tasks, one.tasks, "{:+.2f}")
         axes.set_title(f"{name}, loss of {one.stage}", loc="left", fontsize=9)
     return figure
 
 
 def _only(study: Study, row: str) -> Line | None:
     """The line of a row that has a single model."""
-    mine = [line for name, line in study.lines.items() if name.split("/")[0] == row]
+    mine = [line for name, line in study.lines.items() if parted(name)[0] == row]
     return mine[0] if len(mine) == 1 else None
 
 
@@ -176,7 +188,7 @@ def _mean(line: Line, metric: str) -> float:
     return float("nan") if estimate is None else estimate.mean
 
 
-def _label(axes: Axes, values: np.ndarray, columns: Sequence[str], rows: Sequence[str], form: str) -> None:
+def _ticks(axes: Axes, values: np.ndarray, columns: Sequence[str], rows: Sequence[str], form: str) -> None:
     for row, column in np.argwhere(np.isfinite(values)):
         axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize=8)
     axes.set_xticks(range(len(columns)), list(columns), rotation=25, ha="right", fontsize=8)

@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from flowopd.records import File, Record
-from flowopd.results import Estimate
+from flowopd.results import GRPO_MIX, STUDENT, Estimate
 from flowopd.stages.interference import Cosines
-from flowopd.suite import Claim, Compute, Pictures, Reach, Row, Table
+from flowopd.suite import Claim, Compute, Pictures, Reach, Row, Table, parted
 
 
 class Line(Record):
@@ -90,6 +90,19 @@ def share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
+def label(name: str) -> str:
+    """A line's name without what says nothing: `student/student` is `student`."""
+    row, model = parted(name)
+    return model if row == "experts" else row if model in (STUDENT, GRPO_MIX) else f"{row}: {model}"
+
+
+class Wall(Record):
+    """Pictures by ROW/MODEL, a file for each of the prompts, beside the study."""
+
+    prompts: list[str]
+    files: dict[str, list[str]]
+
+
 class Study(File):
     """All of it: lines and cosines by ROW/MODEL, curves by row; `missing` are runs that have no results yet, as
     ROW/seed-N, and `stale` those that were made by another recipe than the suite's today, with what is other."""
@@ -109,5 +122,6 @@ class Study(File):
     compute: Compute | None
     curves: dict[str, list[Spot]]
     interference: dict[str, list[Cosines]]
+    wall: Wall | None = None
     missing: list[str]
     stale: dict[str, str] = Field({})
