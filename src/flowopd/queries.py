@@ -1,16 +1,25 @@
 """Which steps of a rollout are trained, and with what weight.
 
 The loss of a rollout is `1/n sum_i weights_i L_i` over the queried steps `i`; weights are unbiased when its
-expectation is the mean of `L_i` over all `n` steps.
+expectation is the mean of `L_i` over all `n` steps. A rule is a function of one number in [0, 1), the rollout's place,
+and holds for places that are uniform. The places of an update's samples are spread evenly, so that together its few
+queried steps cover the rollout: what steps differ in is then no noise of the gradient.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 
 from flowopd.errors import ConfigError
 from flowopd.shapes import PerStep
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it modulo 1 are spread most evenly, however many are taken."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +31,28 @@ class Queries:
 
 
 class Query(Protocol):
-    """A rule that picks steps of a rollout of `n` steps; `generator` is its only randomness."""
+    """A rule that picks steps of a rollout of `n` steps."""
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries:
-        """The steps of one rollout of `n` steps."""
+    def at(self, place: float, n: int) -> Queries:
+        """The steps of the rollout of `n` steps at this place in [0, 1)."""
         ...
+
+
+def places(samples: int, generator: torch.Generator) -> list[float]:
+    """The places of so many rollouts: each uniform in [0, 1), and those of neighbours, however many, spread evenly.
+
+    A Kronecker sequence with one random start.
+    """
+    start = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return [(start + GOLDEN * i) % 1 for i in range(samples)]
 
 
 @dataclass(frozen=True)
 class AllSteps:
     """Every step, weight 1."""
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries:
+    def at(self, place: float, n: int) -> Queries:
+        """All of them."""
         return Queries(tuple(range(n)), (1.0,) * n)
 
 
@@ -48,7 +67,8 @@ class FixedSteps:
         if not self.indices or len(set(self.indices)) < len(self.indices) or self.indices[0] < 0:
             raise ConfigError(f"fixed steps must be distinct positions from 0, got {self.indices}")
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries:
+    def at(self, place: float, n: int) -> Queries:
+        """The given ones."""
         if self.indices[-1] >= n:
             raise ConfigError(f"step {self.indices[-1]} is beyond a rollout of {n} trained steps")
         return Queries(self.indices, (1.0,) * len(self.indices))
@@ -56,7 +76,7 @@ class FixedSteps:
 
 @dataclass(frozen=True)
 class RandomSteps:
-    """`k` distinct steps, each subset as likely as another, weight `n/k`: unbiased.
+    """`k` distinct steps `n/k` apart, each step as likely as another, weight `n/k`: unbiased (systematic sampling).
 
     Raises ConfigError unless 1 <= `k` <= n.
     """
@@ -67,10 +87,12 @@ class RandomSteps:
         if self.k < 1:
             raise ConfigError(f"at least one step must be queried, got k = {self.k}")
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries:
+    def at(self, place: float, n: int) -> Queries:
+        """The step at the place, and those at equal distances from it."""
         if self.k > n:
             raise ConfigError(f"k = {self.k} queried steps do not fit in a rollout of {n} trained steps")
-        indices = torch.randperm(n, generator=generator)[: self.k].sort().values.tolist()
+        first = Fraction(place) * n
+        indices = sorted(int(first + Fraction(i * n, self.k)) % n for i in range(self.k))
         return Queries(tuple(indices), (n / self.k,) * self.k)
 
 
@@ -94,7 +116,13 @@ class BetaStep:
         u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
         return torch.softmax((self.a - 1) * u.log() + (self.b - 1) * (1 - u).log(), 0)
 
-    def draw(self, n: int, generator: torch.Generator) -> Queries:
-        p = self.probabilities(n)
-        i = int(torch.multinomial(p, 1, generator=generator))
-        return Queries((i,), (1 / float(p[i]) if self.unbiased else 1.0,))
+    def at(self, place: float, n: int) -> Queries:
+        """The step at which the chances of all steps before it have passed the place."""
+        p = _chances(self, n)
+        i = min(bisect_right(list(accumulate(p)), place), n - 1)
+        return Queries((i,), (1 / p[i] if self.unbiased else 1.0,))
+
+
+@lru_cache
+def _chances(rule: BetaStep, n: int) -> list[float]:
+    return [float(chance) for chance in rule.probabilities(n)]

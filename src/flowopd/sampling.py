@@ -67,6 +67,10 @@ class Batch:
         """The noise (B, *shape) that the trajectories start from, on the condition's device."""
         return self.noise.initial(shape).to(self.device)
 
+    def rows(self, index: Tensor) -> Batch:
+        """The samples at these positions."""
+        return Batch(self.cond.rows(index), tuple(self.seeds[i] for i in index.tolist()))
+
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` samples, in order."""
         return [Batch(self.cond.rows(slice(i, i + size)), self.seeds[i : i + size]) for i in range(0, len(self), size)]

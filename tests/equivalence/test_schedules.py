@@ -24,11 +24,11 @@ B, STEPS, SHAPE = 3, 4, (4, 8, 8)
 GRID = sigma_grid(STEPS)
 ROUTES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
 TARGETS = ("to_q", "to_out.0", "add_k_proj")
-ALL = AllSteps().draw(STEPS, torch.Generator())
+ALL = AllSteps().at(0.0, STEPS)
 QUERIES = {
     "all": ALL,
-    "random": RandomSteps(2).draw(STEPS, torch.Generator().manual_seed(2)),
-    "beta": BetaStep().draw(STEPS, torch.Generator().manual_seed(1)),
+    "random": RandomSteps(2).at(0.6, STEPS),
+    "beta": BetaStep().at(0.5, STEPS),
 }
 
 
@@ -247,7 +247,7 @@ def waits(schedule, steps, monkeypatch):
         for name in SYNCHRONISING:
             own = getattr(torch.Tensor, name)
             patch.setattr(torch.Tensor, name, lambda *a, _own=own, **k: count.append(1) or _own(*a, **k))
-        trial.run(schedule, AllSteps().draw(steps, torch.Generator()))
+        trial.run(schedule, AllSteps().at(0.0, steps))
     return len(count)
 
 

@@ -94,7 +94,7 @@ def distillation(tiny_net, weights, teachers=True, anchor=0.5):
 
 def gradient_and_gaps(d, condition, routes):
     d.student.zero_grad()
-    gaps = fused(d, Batch(condition(2), (3, 4)), routes, AllSteps().draw(2, torch.Generator()), (3, 4, 4))
+    gaps = fused(d, Batch(condition(2), (3, 4)), routes, AllSteps().at(0.0, 2), (3, 4, 4))
     return torch.cat([p.grad.flatten() for p in d.student.parameters()]), gaps
 
 
@@ -120,7 +120,7 @@ def test_teachers_and_anchor_add_up(tiny_net, condition):
 
 def test_a_mixed_batch_is_the_mean_of_its_rows(tiny_net, condition):
     d, cond = distillation(tiny_net, "velocity"), condition(2)
-    routes, queries = torch.eye(2), AllSteps().draw(2, torch.Generator())
+    routes, queries = torch.eye(2), AllSteps().at(0.0, 2)
     whole, _ = gradient_and_gaps(d, condition, routes)
     d.student.zero_grad()
     for i, seed in enumerate((3, 4)):

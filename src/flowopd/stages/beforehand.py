@@ -11,7 +11,7 @@ from flowopd.results import BASE
 from flowopd.rewards.registry import REWARDS, check_reward
 from flowopd.session import Session
 from flowopd.stages.sample import evaluation_prompts
-from flowopd.stages.updates import counts_of, drawn
+from flowopd.stages.updates import counts_of, plans_of
 from flowopd.tracking.boards import check_boards
 
 
@@ -71,8 +71,8 @@ def check_distillation(session: Session, config: DistillConfig) -> None:
     where the loss needs it; DataError for labels without a route.
     """
     recipe = session.recipe
-    counts_of(config, list(recipe.prompts), turn=0)
-    queried = drawn(config, recipe.seed, step=0).indices
+    samples = sum(counts_of(config, list(recipe.prompts), turn=0).values())
+    queried = {i for (queries,) in plans_of(config, recipe.seed, 0, 1, samples) for i in queries.indices}
     if config.is_sampled and config.distillation:
         dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
         for i in range(config.sampling.steps) if config.looks_ahead else queried:

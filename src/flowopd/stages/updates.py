@@ -16,11 +16,12 @@ from flowopd.objectives import Anchor, leave_one_out, to_go
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, FixedSteps, Queries, Query, RandomSteps
+from flowopd.queries import AllSteps, BetaStep, FixedSteps, Query, RandomSteps, places
 from flowopd.sampling import Batch
 from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import Router, Session
-from flowopd.shapes import Grid, Routes
+from flowopd.shapes import Grid
+from flowopd.stages.cohorts import Cohort, Plan, cohorts, joined
 from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
@@ -59,46 +60,51 @@ class DistillUpdate:
         self.config, self.seed, self.shape = config, place.seed, place.shape
         self.distillation, self.route = distillation, route
         self.prompts, self.conditioning = prompts, conditioning
-        self.walks: list[Walk] = []
+        self.walks: list[tuple[Cohort, Walk]] = []
+        self.walked = 0
 
     def __call__(self, step: int) -> dict[str, float]:
         rollout = step - step % self.config.updates_per_rollout
         counts = counts_of(self.config, list(self.prompts), rollout // self.config.updates_per_rollout)
         chosen = [prompt for label, count in counts.items() for prompt in self._choose(label, count, rollout)]
-        labels = [prompt.label for prompt in chosen]
         rows = own_rows(len(chosen))
-        left = rollout + self.config.updates_per_rollout - step
-        again = step > rollout and self.walks
-        gaps = self._learn_again(step, len(chosen)) if again else self._learn(step, chosen, rows, left)
-        own = torch.cat(gaps, 2) if gaps else torch.empty(2, len(self.distillation.grid) - 1, 0)
-        return _metrics(whole(own, rows, len(chosen), dim=2), labels)
+        if step > rollout and self.walks:
+            gaps = self._learn_again(step, len(chosen))
+        else:
+            gaps = self._learn(step, chosen, rows, rollout + self.config.updates_per_rollout - step)
+        return _metrics(whole(gaps, rows, len(chosen), dim=2), [prompt.label for prompt in chosen])
 
-    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
-        """The gradient on a new rollout of these rows, which serves so many updates; the gaps of each micro-batch."""
-        queries, *later = (drawn(self.config, self.seed, step + i) for i in range(updates))
-        again = {i for queries in later for i in queries.indices}
-        self.walks, gaps = [], []
-        for part, route in self._parts(step, chosen, rows):
-            place = (self.distillation, part, route, queries, self.shape)
-            if again:
-                found, walk = walked(*place, again, share=len(part) / len(chosen))
-                self.walks.append(walk)
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> Tensor:
+        """The gradient on new rollouts of these rows, which serve so many updates; the gaps (2, N, B) of the rows."""
+        d, size = self.distillation, len(chosen)
+        self.walks, self.walked, gaps = [], step, []
+        parted = self._parted(step, chosen, rows, updates)
+        for cohort in parted:
+            queries, *later = cohort.plan
+            place, share = (d, cohort.batch, cohort.routes, queries, self.shape), len(cohort) / size
+            if later:
+                found, walk = walked(*place, {i for queries in later for i in queries.indices}, share=share)
+                self.walks.append((cohort, walk))
             else:
-                found = fused(*place, share=len(part) / len(chosen))
+                found = fused(*place, share=share)
             gaps.append(found)
-        return gaps
+        return joined(parted, gaps) if parted else torch.empty(2, len(d.grid) - 1, 0)
 
-    def _parts(self, step: int, chosen: Sequence[Prompt], rows: slice) -> list[tuple[Batch, Routes]]:
-        """Micro-batches of these rows of the chosen prompts, with their routes."""
+    def _parted(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Cohort]:
+        """These rows of the chosen prompts in cohorts, with what so many updates query from `step` on."""
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        routes, size = self.route(chosen)[rows], self.config.micro_batch
-        return list(zip(batch.split(size), routes.split(size), strict=False))
+        plans = plans_of(self.config, self.seed, step, updates, len(chosen))[rows]
+        return cohorts(batch, self.route(chosen)[rows], plans, self.config.micro_batch)
 
-    def _learn_again(self, step: int, size: int) -> list[Tensor]:
+    def _learn_again(self, step: int, size: int) -> Tensor:
         """The gradient on the walks of the last rollout, of `size` samples in all."""
-        queries = drawn(self.config, self.seed, step)
-        return [relearnt(self.distillation, walk, queries, share=len(walk.cond) / size) for walk in self.walks]
+        again = step - self.walked
+        gaps = [
+            relearnt(self.distillation, walk, cohort.plan[again], share=len(cohort) / size)
+            for cohort, walk in self.walks
+        ]
+        return joined([cohort for cohort, _ in self.walks], gaps)
 
     def _choose(self, label: str, count: int, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
@@ -112,17 +118,18 @@ class ToGoUpdate(DistillUpdate):
     A step's advantage is the sum of the rewards from it on, less the mean of that over the other samples of its label.
     """
 
-    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Tensor]:
-        d, queries, size = self.distillation, drawn(self.config, self.seed, step), self.config.micro_batch
-        found = [rewarded(d, part, route, self.shape) for part, route in self._parts(step, chosen, rows)]
-        own = torch.cat([rewards for rewards, _ in found], 1) if found else torch.empty(len(d.grid) - 1, 0)
-        returns = to_go(whole(own, rows, len(chosen), dim=1))
-        advantages = returns - leave_one_out(returns, [prompt.label for prompt in chosen])
+    def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> Tensor:
+        d, size = self.distillation, len(chosen)
+        parted = self._parted(step, chosen, rows, updates)
+        found = [rewarded(d, cohort.batch, cohort.routes, self.shape) for cohort in parted]
+        own = joined(parted, [rewards for rewards, _ in found]) if parted else torch.empty(len(d.grid) - 1, 0)
+        returns = to_go(whole(own, rows, size, dim=1))
+        advantages = (returns - leave_one_out(returns, [prompt.label for prompt in chosen]))[:, rows]
         gaps = []
-        for (_, walk), mine in zip(found, advantages[:, rows].split(size, 1), strict=False):
-            credited = replace(d, estimate=Credited(mine.to(walk.cond.device)))
-            gaps.append(relearnt(credited, walk, queries, share=len(walk.cond) / len(chosen)))
-        return gaps
+        for cohort, (_, walk) in zip(parted, found, strict=True):
+            credited = replace(d, estimate=Credited(advantages[:, cohort.rows].to(walk.cond.device)))
+            gaps.append(relearnt(credited, walk, cohort.plan[0], share=len(cohort) / size))
+        return joined(parted, gaps) if parted else torch.empty(2, len(d.grid) - 1, 0)
 
 
 def update_kind(config: DistillConfig) -> type[DistillUpdate]:
@@ -141,10 +148,12 @@ def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[s
     return {labels[(turn * n + i) % len(labels)]: total // n + (i < total % n) for i in range(n)}
 
 
-def drawn(config: DistillConfig, seed: int, step: int) -> Queries:
-    """The queried steps of update `step`, a function of the seed and the step alone."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "queries", step))
-    return query_rule(config.query).draw(config.sampling.steps, generator)
+def plans_of(config: DistillConfig, seed: int, step: int, updates: int, samples: int) -> list[Plan]:
+    """What each of so many rollouts queries in so many updates from `step` on, a function of the seed and the step."""
+    rule, steps = query_rule(config.query), config.sampling.steps
+    draws = [torch.Generator().manual_seed(seed_of(seed, "queries", step + i)) for i in range(updates)]
+    own = [[rule.at(place, steps) for place in places(samples, draw)] for draw in draws]
+    return list(zip(*own, strict=True))
 
 
 def query_rule(config: QueryConfig) -> Query:

@@ -17,7 +17,7 @@ from flowopd.session import Session
 from flowopd.shapes import Grid
 from flowopd.stages.coldstart import strongest
 from flowopd.stages.learners import trained_steps, window_starts
-from flowopd.stages.updates import drawn
+from flowopd.stages.updates import plans_of
 from flowopd.train import TrainConfig
 
 
@@ -99,7 +99,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     keeps = config.updates_per_rollout > 1 or config.looks_ahead
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
-    visits = queried_visits(config, recipe.seed)
+    visits = queried_visits(config, recipe.seed, samples)
     rows = {
         "student": student * visits.forward,
         "teacher": taught * config.samples_per_label * visits.asked,
@@ -119,6 +119,10 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     )
 
 
+COUNTED = 100
+"""Rollouts of a run whose queries are counted."""
+
+
 @dataclass(frozen=True)
 class Visits:
     """How often an update passes the student forward, asks the frozen fields, and passes backward, for each sample."""
@@ -128,19 +132,20 @@ class Visits:
     backward: float
 
 
-def queried_visits(config: DistillConfig, seed: int) -> Visits:
-    """The means over the updates of a run."""
-    updates, n = config.optim.updates, config.updates_per_rollout
+def queried_visits(config: DistillConfig, seed: int, samples: int) -> Visits:
+    """The means over the first updates of a run and the samples of an update; later ones are spread as evenly."""
+    n = config.updates_per_rollout
+    updates = min(config.optim.updates, COUNTED * n)
     ahead = set(range(config.sampling.steps)) if config.looks_ahead else set()
     forward = asked = backward = 0
     for first in range(0, updates, n):
-        drawn_steps = [drawn(config, seed, first + i).indices for i in range(n)]
-        visited = {i for steps in drawn_steps for i in steps} | ahead
-        counts = [len(steps) for steps in drawn_steps[: updates - first]]
-        forward += max(visited) + 1 + sum(counts[0 if ahead else 1 :])
-        asked += len(visited)
-        backward += sum(counts)
-    return Visits(forward / updates, asked / updates, backward / updates)
+        for plan in plans_of(config, seed, first, n, samples):
+            visited = {i for queries in plan for i in queries.indices} | ahead
+            counts = [len(queries.indices) for queries in plan[: updates - first]]
+            forward += max(visited) + 1 + sum(counts[0 if ahead else 1 :])
+            asked += len(visited)
+            backward += sum(counts)
+    return Visits(*(each / updates / samples for each in (forward, asked, backward)))
 
 
 def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:

@@ -17,11 +17,13 @@ from flowopd.models.random_sd3 import RandomSd3
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor
 from flowopd.objectives.weighting import step_weights
+from flowopd.queries import places
 from flowopd.sampling import Batch
 from flowopd.schedules import Schedule, fused, replay
 from flowopd.stages.bench.counting import Counted, Ledger, Plain, clock
 from flowopd.stages.bench.naive import naive
 from flowopd.stages.bench.settings import BenchConfig
+from flowopd.stages.cohorts import cohorts, joined
 from flowopd.step import ESTIMATORS, Distillation
 from flowopd.train import TrainConfig, Trainer
 from flowopd.types import Condition
@@ -90,11 +92,16 @@ def update_of(subject: Subject, config: BenchConfig, ledger: Ledger) -> Callable
     routes = torch.eye(len(subject.teachers))[owners]
 
     def update(i: int) -> Tensor:
-        queries = config.rule.draw(config.steps, torch.Generator().manual_seed(seed_of("bench", i)))
+        draw = torch.Generator().manual_seed(seed_of("bench", i))
+        plans = [(config.rule.at(place, config.steps),) for place in places(config.batch, draw)]
+        parted = cohorts(subject.batch, routes, plans, config.batch)
         with subject.adapters.using(STUDENT):
-            gaps = schedule(d, subject.batch, routes, queries, subject.shape)
+            gaps = [
+                schedule(d, own.batch, own.routes, own.plan[0], subject.shape, share=len(own) / config.batch)
+                for own in parted
+            ]
         subject.trainer.step(i)
-        return gaps.cpu()
+        return joined(parted, gaps).cpu()
 
     return update
 
