@@ -12,8 +12,8 @@ SAME, OTHER = np.full(4, 0.25), np.array([0.25, 0.25, 0.25, 0.5])
 PATIENCE = 3
 
 
-def watched(*updates, start=0, patience=PATIENCE, detail=None):
-    watch = RewardWatch("look", "signs", patience, detail)
+def watched(*updates, start=0, patience=PATIENCE, detail=None, alone=True):
+    watch = RewardWatch("look", "signs", patience, detail, alone)
     for step, rewards in enumerate(updates, start):
         watch(step, rewards, PROMPTS)
 
@@ -42,6 +42,30 @@ def test_the_ends_of_the_range_are_told_from_a_value_between(value, cause):
 def test_a_detail_has_ends_of_its_own():
     with pytest.raises(NumericsError, match=r"detail 'deqa' of reward 'look' .* gave 1 to .*: nothing is learnt"):
         watched(*[np.ones(4)] * PATIENCE, detail="deqa")
+
+
+BEST = [np.ones(4)] * (2 * PATIENCE)
+
+
+def test_a_task_of_several_that_was_solved_stops_nothing():
+    watched(OTHER, *BEST, alone=False)
+    with pytest.raises(NumericsError, match="the task is solved"):
+        watched(OTHER, *BEST)
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [BEST, [OTHER, *[np.zeros(4)] * PATIENCE], [OTHER, *[SAME] * PATIENCE]],
+    ids=["yes to all from the first", "no to all", "the same to all"],
+)
+def test_a_task_of_several_that_never_spoke_or_fell_silent_below_its_best_stops(updates):
+    with pytest.raises(NumericsError, match="to all 4 pictures"):
+        watched(*updates, alone=False)
+
+
+def test_a_detail_has_no_best():
+    with pytest.raises(NumericsError, match="to all 4 pictures"):
+        watched(OTHER, *BEST, alone=False, detail="part")
 
 
 @pytest.mark.parametrize(("patience", "updates"), [(PATIENCE, PATIENCE - 1), (None, 50)])

@@ -51,7 +51,7 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     that says nothing.
     """
     session.reach_judges(task.reward for task in policy.tasks)
-    tasks = [make_task(session, task) for task in policy.tasks]
+    tasks = [make_task(session, task, len(policy.tasks) == 1) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
     single = replace(policy, config=policy.config.model_copy(update={"micro_batch": 1}))
@@ -94,9 +94,12 @@ class Task:
         return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def make_task(session: Session, config: TaskConfig) -> Task:
-    """A task with its judge and its prompts. Raises ConfigError for an unknown reward, or a label without prompts."""
-    watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience, config.detail)
+def make_task(session: Session, config: TaskConfig, alone: bool = True) -> Task:
+    """A task, `alone` or of several, with its judge and its prompts.
+
+    Raises ConfigError for an unknown reward, or a label without prompts.
+    """
+    watch = RewardWatch(config.reward, config.prompts, session.recipe.watch.patience, config.detail, alone)
     return Task(session.judge(config.reward), config, session.prompts(config.prompts, "train"), watch)
 
 

@@ -9,11 +9,14 @@ import numpy as np
 from flowopd.errors import NumericsError
 from flowopd.prompts import Prompt
 
+BEST = 1.0
+"""The top of a reward's range, which a detail may not have."""
+
 CAUSES = {
     0.0: ": none of them is right, or the judge is broken; run `flowopd doctor`, take easier prompts",
-    1.0: ", its best: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
+    BEST: ", its best: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
 }
-"""What a reward at one end of its range, which a detail may not have, comes from besides a broken judge; the mend."""
+"""What a reward at one end of its range comes from besides a broken judge; the mend."""
 
 
 class RewardWatch:
@@ -21,13 +24,17 @@ class RewardWatch:
 
     The names of the reward, of its prompts' label and of its detail, if that is trained on, go into errors. `patience`
     is how many updates in a row may have one and the same reward for all their pictures; the last of them stops the
-    run. None is any number.
+    run. None is any number. A reward that is not `alone`, and has given other ones before, may give all pictures its
+    best: a task of several is solved, and the others go on.
     """
 
-    def __init__(self, reward: str, label: str, patience: int | None, detail: str | None = None) -> None:
+    def __init__(
+        self, reward: str, label: str, patience: int | None, detail: str | None = None, alone: bool = True
+    ) -> None:
         self._what = f"{f'detail {detail!r} of ' if detail else ''}reward {reward!r} for the prompts of {label!r}"
         self._patience, self._causes = patience, {} if detail else CAUSES
         self._value, self._updates = 0.0, 0
+        self._alone = alone
 
     def __call__(self, step: int, rewards: np.ndarray, prompts: Sequence[Prompt]) -> None:
         """Take the rewards (N,) of update `step`, all processes' together, and their N prompts.
@@ -42,11 +49,13 @@ class RewardWatch:
             return
         self._updates = self._updates + 1 if self._updates and value == self._value else 1
         self._value = value
-        if self._patience is not None and self._updates >= self._patience:
+        first = step - self._updates + 1
+        is_solved = value == BEST and bool(self._causes) and first > 0 and not self._alone
+        if self._patience is not None and self._updates >= self._patience and not is_solved:
             cause = self._causes.get(value, ": nothing is learnt from that; run `flowopd doctor`")
             raise NumericsError(
                 f"{self._what} gave {value:g} to all {len(rewards)} pictures of each of the updates "
-                f"{step - self._updates + 1} to {step}{cause}, or set watch.patience=null to go on"
+                f"{first} to {step}{cause}, or set watch.patience=null to go on"
             )
 
 
