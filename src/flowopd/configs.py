@@ -151,7 +151,7 @@ class QueryConfig(Strict):
     """Which steps of a rollout are trained."""
 
     kind: Literal["all", "random", "beta", "fixed"] = Field(
-        "all",
+        "random",
         description="every step; `k` at random; one, by a Beta distribution over the rollout (2606.27377); or `steps`. "
         "At random means each sample its own, all samples of an update together evenly spread",
     )

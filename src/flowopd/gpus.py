@@ -27,10 +27,12 @@ GPUS: Mapping[str, Gpu] = {
 }
 """As their makers' data sheets have them."""
 
+CPU = "cpu"
+"""The name of this machine's processors."""
+
 
 def unknown_gpu(name: str) -> str:
     """What to say of a GPU that is not among GPUS."""
-    near = [gpu for gpu in GPUS if name.lower() in gpu] or get_close_matches(name.lower(), GPUS, n=1)
-    return (
-        f"there is no GPU {name!r}" + (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(GPUS)}"
-    )
+    near = [gpu for gpu in GPUS if name and name.lower() in gpu] or get_close_matches(name.lower(), GPUS, n=1)
+    asked = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"there is no GPU {name!r}{asked} known: {', '.join(GPUS)}, and {CPU}"

@@ -37,8 +37,10 @@ TRAINING = (
 
 
 def training(recipe: BaseModel) -> dict[str, Any]:
-    """What the trained models of a recipe depend on."""
-    return {name: value for name, value in lasting(recipe).items() if name in TRAINING}
+    """What the trained models of a recipe depend on: of its prompts, those that are trained on."""
+    parts = {name: value for name, value in lasting(recipe).items() if name in TRAINING}
+    prompts = {label: {"train": files["train"]} for label, files in parts["prompts"].items()}
+    return parts | {"prompts": prompts}
 
 
 def lasting(part: BaseModel) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _teacher(text: str) -> str:
+def check_teacher(text: str) -> str:
+    """A name that a teacher may have. Raises ValueError for another."""
     if text in OWN:
         raise ValueError(f"{', '.join(OWN)} are names of a run's own models; choose another for a teacher")
     return _name(text)
@@ -42,7 +43,7 @@ def _inside(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 """What may name a folder: no separator, no dot."""
 
-TeacherName = Annotated[str, AfterValidator(_teacher)]
+TeacherName = Annotated[str, AfterValidator(check_teacher)]
 """A name that no model of the run itself has."""
 
 Label = Annotated[str, AfterValidator(_label)]

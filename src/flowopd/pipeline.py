@@ -17,6 +17,7 @@ from PIL import Image
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError
 from flowopd.identity import differences, training
+from flowopd.lock import held
 from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.processes import agreed, is_main, one_by_one, only_main
 from flowopd.recipe import RUN, Recipe, make_recipe
@@ -25,12 +26,14 @@ from flowopd.session import Own, Session
 from flowopd.stages.beforehand import check, check_named
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
+from flowopd.stages.doctor.machine import threads
 from flowopd.stages.evaluate import evaluate, evaluated
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
+from flowopd.tracking import warn
 
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -38,12 +41,14 @@ LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerat
 def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | None:
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
-    Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe.
+    Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe, or another
+    process writes into it.
     """
     session = open_run(recipe, out, own)
-    train(session)
-    results = None if recipe.evaluate is None else judge(session, evaluated(session))
-    only_main(lambda: _write_manifest(session))
+    with held(session.out):
+        train(session)
+        results = None if recipe.evaluate is None else judge(session, evaluated(session))
+        only_main(lambda: _write_manifest(session))
     return results
 
 
@@ -72,9 +77,12 @@ def train(session: Session) -> None:
     """
     check(session)
     refuse_changes(session)
-    for stage in stages(session.recipe):
-        if _missing(session.out / stage.folder):
-            stage.make(session)
+    missing = [stage for stage in stages(session.recipe) if _missing(session.out / stage.folder)]
+    busy = threads()
+    if missing and busy.mend:
+        warn(f"{busy.fact}: {busy.mend}")
+    for stage in missing:
+        stage.make(session)
 
 
 def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:

@@ -239,7 +239,8 @@ def _is_changed(error: ValidationError, overrides: Sequence[str]) -> bool:
     """Whether the value that is wrong came with a change, and not from the recipe's file."""
     place = list(map(str, _place(error)))
     paths = [override.partition("=")[0].split(".") for override in overrides]
-    return any(place[: len(path)] == path for path in paths)
+    unknown = error.errors()[0]["type"] == "extra_forbidden"
+    return any(place[: len(path)] == path or (unknown and path[: len(place)] == place) for path in paths)
 
 
 def _place(error: ValidationError) -> list[str | int]:

@@ -145,6 +145,11 @@ def is_suite(path: Path) -> bool:
     return "rows" in read_tree(path)
 
 
+def recipes_of(path: Path) -> list[str]:
+    """The recipes of a suite's rows, by name, each once. Raises as `load_suite`."""
+    return list(dict.fromkeys(str(path.parent / row.recipe) for row in load_suite(path).rows.values()))
+
+
 def load_suite(path: Path) -> Suite:
     """Raises ConfigError if the file is missing or no suite, and for unknown keys."""
     return validated(Suite, read_tree(path), (), str(path))

@@ -165,6 +165,14 @@ def test_other_prompts_and_seeds_may_be_drawn_into_the_same_folder(flowopd, done
     assert again.code == 2 and "another --seed" in again.err
 
 
+def test_sample_draws_a_picture_of_each_prompt_of_a_file(flowopd, done, tmp_path):
+    file, to = tmp_path / "mine.txt", tmp_path / "to"
+    file.write_text("a ring\na red ring\n")
+    made = flowopd("sample", "--out", done, "--prompts-file", file, "--to", to)
+    assert made.code == 0, made.err
+    assert made.out.split() == [str(to / "a-ring-0-student.png"), str(to / "a-red-ring-0-student.png")]
+
+
 @pytest.mark.parametrize(
     ("layout", "first"), [("geneval", "00000/samples/0000.png"), ("compbench", "samples/*_000000.png")]
 )

@@ -206,6 +206,18 @@ def test_a_shell_completes_gpus():
     assert ran.stdout == "[('a100-40gb', '40 GiB'), ('a100-80gb', '80 GiB')]\n"
 
 
+def test_a_hint_names_the_program_as_it_was_called(monkeypatch, capsys):
+    from flowopd.cli import shown
+
+    monkeypatch.setattr(shown, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/flowopd", "demo"])
+    shown.hint("flowopd sample, then flowopd report")
+    assert capsys.readouterr().err == "next: .venv/bin/flowopd sample, then .venv/bin/flowopd report\n"
+    monkeypatch.setattr(shown, "which", lambda name: f"/usr/bin/{name}")
+    shown.hint("flowopd sample")
+    assert capsys.readouterr().err == "next: flowopd sample\n"
+
+
 def test_listing_recipes_needs_no_torch():
     code = "import sys; sys.argv = ['flowopd', 'recipes']\ntry:\n    from flowopd.cli import main; main()\n"
     code += "except SystemExit as end:\n    assert not end.code\nassert 'torch' not in sys.modules"

@@ -54,6 +54,8 @@ RUNNING = (
     "signals",
     "identity",
     "processes",
+    "owner",
+    "lock",
     "sampling",
     "step",
     "schedules",

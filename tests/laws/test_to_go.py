@@ -37,7 +37,9 @@ class Line(nn.Module):
 
 def settings(**parts):
     sampling = {"steps": 2, "sampler": "sde", "noise": SDE.a}
-    return DistillConfig(loss="log_ratio_to_go", samples_per_label=GROUP, anchor=None, sampling=sampling, **parts)
+    return DistillConfig(
+        loss="log_ratio_to_go", query={"kind": "all"}, samples_per_label=GROUP, anchor=None, sampling=sampling, **parts
+    )
 
 
 def gradients(config, updates):

@@ -64,6 +64,7 @@ def quick(updates=3, learning_rate=1e-3, ema=0.9, checkpoint_every=50, **parts):
     optim = {"updates": updates, "learning_rate": learning_rate, "ema": ema, "checkpoint_every": checkpoint_every}
     defaults = {
         "samples_per_label": 2,
+        "query": {"kind": "all"},
         "sampling": {"steps": 2},
         "adapter": {"rank": 8, "alpha": 16, "targets": TARGETS},
     }

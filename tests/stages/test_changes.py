@@ -125,6 +125,14 @@ def test_a_run_is_the_same_whatever_changes_nothing(own, distilling, change):
     assert here == there
 
 
+def test_prompts_that_are_not_trained_on_may_change(own, distilling, again):
+    before, prompts = content(again), own.prompts / "test" / "quality.jsonl"
+    open_run(make_recipe(tree(own, distilling), [f"prompts.quality.unseen={prompts}"]), again)
+    assert content(again) == before
+    with pytest.raises(ConfigError, match=r"prompts.quality.train \("):
+        open_run(make_recipe(tree(own, distilling), [f"prompts.quality.train={prompts}"]), again)
+
+
 def changed_base(world):
     file = world.base / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

@@ -247,7 +247,7 @@ def test_the_rows_of_a_whole_recipe_are_those_that_pass(world, tmp_path):
 
 
 def test_recomputing_takes_less_memory_and_more_work(world, tmp_path):
-    parts = {"samples_per_label": 8, "micro_batch": 8, "sampling": {"steps": 2}}
+    parts = {"samples_per_label": 8, "micro_batch": 8, "query": {"kind": "all"}, "sampling": {"steps": 2}}
     kept, recomputed = (
         plan(world.session(tmp_path / f"{on}", gradient_checkpointing=on, distill=parts)) for on in (False, True)
     )

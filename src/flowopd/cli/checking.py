@@ -8,15 +8,20 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_gpu, completed_recipe
+from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_hardware, completed_recipe
 from flowopd.cli.shown import hint, show_checks
+from flowopd.errors import ConfigError
 
 
 def plan(
     recipe: RecipeName,
     gpu: Annotated[
         str,
-        typer.Option(help="The GPU it is planned for.", rich_help_panel=HARDWARE, autocompletion=completed_gpu),
+        typer.Option(
+            help="The GPU it is planned for, or cpu for this machine.",
+            rich_help_panel=HARDWARE,
+            autocompletion=completed_hardware,
+        ),
     ] = "a100-80gb",
     flops: Annotated[
         float | None,
@@ -37,11 +42,15 @@ def plan(
     from flowopd.recipe import load_recipe, recipe_path
     from flowopd.session import Session
     from flowopd.stages import plan as stage
+    from flowopd.suite import is_suite, recipes_of
 
-    session = Session(load_recipe(recipe_path(recipe), sets or []), Path("runs/plan"))
+    file = recipe_path(recipe)
+    if is_suite(file):
+        raise ConfigError(f"{file} is a suite; plan one of its recipes: {', '.join(recipes_of(file))}")
+    session = Session(load_recipe(file, sets or []), Path("runs/plan"))
     planned = stage.plan(session, gpu, flops, processes)
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
-    hint(f"flowopd doctor {recipe}, then flowopd run {recipe}")
+    hint(f"flowopd doctor {recipe}, then flowopd run {recipe} --out runs/{Path(recipe).stem}")
 
 
 def doctor(

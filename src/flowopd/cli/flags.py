@@ -31,6 +31,11 @@ def completed_gpu(incomplete: str) -> list[tuple[str, str]]:
     return [(name, f"{gpu.memory:g} GiB") for name, gpu in GPUS.items() if name.startswith(incomplete.lower())]
 
 
+def completed_hardware(incomplete: str) -> list[tuple[str, str]]:
+    """GPUs whose names begin so, and the CPU."""
+    return completed_gpu(incomplete) + ([("cpu", "this machine's memory")] if "cpu".startswith(incomplete) else [])
+
+
 RecipeName = Annotated[
     str,
     typer.Argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from flowopd.cli.flags import (
 )
 from flowopd.cli.shown import finish, hint, show_dry_run, show_results
 from flowopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flowopd.session import Session
 
 DRAWN, HUB = "What is drawn", "Hub"
 """Groups of options: what pictures are of, and where a model is uploaded."""
@@ -106,7 +109,11 @@ def sample(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Or a file of prompts, drawn into a --layout.", show_default=False, rich_help_panel=DRAWN),
+        typer.Option(
+            help="Or a file of prompts, a picture of each, or as many as a --layout has.",
+            show_default=False,
+            rich_help_panel=DRAWN,
+        ),
     ] = None,
     layout: Annotated[
         str | None,
@@ -117,7 +124,7 @@ def sample(
         ),
     ] = None,
     images_per_prompt: Annotated[
-        int, typer.Option(min=1, help="Pictures of each prompt of the file.", rich_help_panel=DRAWN)
+        int, typer.Option(min=1, help="Pictures of each prompt in a layout.", rich_help_panel=DRAWN)
     ] = 4,
     model: Drawer = "student",
     config: Config = None,
@@ -132,21 +139,29 @@ def sample(
 
     For GenEval: `flowopd sample --out runs/mine --prompts-file evaluation_metadata.jsonl --layout geneval --to geneval`
     """
-    if bool(prompt) == bool(prompts_file) or bool(prompts_file) != bool(layout):
-        raise ConfigError("what to draw? give --prompt TEXT, or --prompts-file FILE with --layout compbench or geneval")
+    if bool(prompt) == bool(prompts_file) or (layout and not prompts_file):
+        raise ConfigError(
+            "what to draw? give --prompt TEXT, or --prompts-file FILE, maybe with --layout compbench or geneval"
+        )
     session = existing_session(config, sets or [], out)
     from flowopd.hub import located
     from flowopd.prompts import read_prompts
-    from flowopd.stages import layouts, sample
+    from flowopd.stages import layouts
 
-    if prompts_file is None:
-        for file in sample.draw_to(session, model, prompt or [], seed or 0, to):
-            typer.echo(file)
-        hint(f"look at {to}, or draw with --model base or --model teacher:NAME to compare")
+    prompts = read_prompts(located(prompts_file), layout or "") if prompts_file else []
+    if layout is None:
+        _draw_each(session, model, prompt or [one.text for one in prompts], seed or 0, to)
         return
-    prompts = read_prompts(located(prompts_file), layout or "")
-    layouts.draw_layout(session, model, prompts, layout or "", images_per_prompt, seed, to)
+    layouts.draw_layout(session, model, prompts, layout, images_per_prompt, seed, to)
     finish(to, f"judge {to} with the tools of {layout}")
+
+
+def _draw_each(session: Session, model: str, prompts: list[str], seed: int, to: Path) -> None:
+    from flowopd.stages import sample
+
+    for file in sample.draw_to(session, model, prompts, seed, to):
+        typer.echo(file)
+    hint(f"look at {to}, or draw with --model base or --model teacher:NAME to compare")
 
 
 def export(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_gpu, completed_recipe, pairs
+from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_hardware, completed_recipe, pairs
 from flowopd.cli.shown import finish, hint
 from flowopd.errors import ConfigError
 from flowopd.shipped import shipped_recipe, shipped_recipes
@@ -29,7 +29,7 @@ def init(
             help="The hardware: a GPU that `flowopd plan` knows, or cpu.",
             rich_help_panel=HARDWARE,
             show_default=False,
-            autocompletion=completed_gpu,
+            autocompletion=completed_hardware,
         ),
     ] = None,
     guidance: Annotated[
@@ -62,7 +62,7 @@ def init(
     _written(to, drafted.text)
     for warning in drafted.plan.warnings:
         typer.echo(f"note: {warning}", err=True)
-    finish(to, f"flowopd doctor {to}, then flowopd run {to}")
+    finish(to, f"flowopd doctor {to}, then flowopd run {to} --out runs/{to.stem}")
 
 
 def recipes(
@@ -145,11 +145,23 @@ def _note_missing(source: str) -> None:
         typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
 
 
+def _check_expert(name: str) -> None:
+    """Raises ConfigError for a name that no teacher may have; an empty one ends the questions."""
+    from flowopd.names import check_teacher
+
+    try:
+        if name.strip():
+            check_teacher(name.strip())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _asked_teachers() -> dict[str, str]:
     """Experts by name, asked for until an empty answer."""
     named: dict[str, str] = {}
     while True:
-        name = _asked("Name of an expert, such as ocr" + (" (empty: no more)" if named else ""), "" if named else None)
+        question = "Name of an expert, such as ocr" + (" (empty: no more)" if named else "")
+        name = _asked(question, "" if named else None, _check_expert)
         if not name.strip():
             return named
         named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id", None, _note_missing)

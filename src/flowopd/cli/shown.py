@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING
 
 import typer
@@ -113,6 +115,12 @@ def finish(path: object, following: str) -> None:
 
 
 def hint(following: str) -> None:
-    """What to do next, on standard error, unless it is to be quiet."""
+    """What to do next, on standard error, unless it is to be quiet; the command by the name that it was called by."""
     if not is_on(QUIET):
-        typer.echo(f"next: {following}", err=True)
+        typer.echo(f"next: {following.replace('flowopd ', f'{_called()} ')}", err=True)
+
+
+def _called() -> str:
+    """The program's name where a shell finds it, else its path."""
+    path = Path(sys.argv[0])
+    return "flowopd" if path.name != "flowopd" or which("flowopd") else str(path)

@@ -27,7 +27,7 @@ from flowopd.cli.flags import (
     settings,
     tracked,
 )
-from flowopd.cli.shown import finish, show_dry_run, show_results
+from flowopd.cli.shown import finish, hint, show_dry_run, show_results
 from flowopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def demo(
     Example: `flowopd demo --out runs/demo`
     """
     _run("mini-from-scratch.yaml" if from_scratch else "mini-demo.yaml", settings([], seed=seed), out, False)
+    hint(f"flowopd studio {out} for its curves, and to draw with every model")
 
 
 def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flowopd.errors import DataError
@@ -22,8 +23,9 @@ class Row:
 
 
 def absent(place: object) -> DataError:
-    """The error that a source of prompts is not there."""
-    return DataError(f"prompt file {place} does not exist; check the path in the recipe")
+    """The error that a source of prompts is not there; paths are relative to where the program is called."""
+    whole = "" if Path(str(place)).is_absolute() else f" in {Path.cwd()}"
+    return DataError(f"prompt file {place} does not exist{whole}; check the path in the recipe")
 
 
 def prompt_column(names: Sequence[str], where: str) -> str:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
-from flowopd.gpus import GPUS, unknown_gpu
+from flowopd.gpus import CPU, GPUS, unknown_gpu
 from flowopd.hub import is_local, located
 from flowopd.lora_file import weights_file
 from flowopd.models.published import TRANSFORMERS
@@ -31,9 +31,6 @@ BASES: Mapping[str, str] = {
     "sd35-large": "stabilityai/stable-diffusion-3.5-large",
 }
 """Short names of published bases."""
-
-CPU = "cpu"
-"""What is said in place of a GPU where there is none."""
 
 ROOM = 0.9
 """Share of the memory that a plan may take: the rest is for what no plan sees, such as fragmentation."""
@@ -83,7 +80,7 @@ def hardware_here() -> str:
 def check_hardware(name: str) -> None:
     """Raises ConfigError for hardware that is not known."""
     if name != CPU and name not in GPUS:
-        raise ConfigError(f"{unknown_gpu(name)}, and {CPU}")
+        raise ConfigError(unknown_gpu(name))
 
 
 def check_base(name: str) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
+import psutil
 import torch
 
 from flowopd.adapters import Adapters
 from flowopd.configs import DistillConfig, MixConfig
 from flowopd.errors import ConfigError
-from flowopd.gpus import GPUS, unknown_gpu
+from flowopd.gpus import CPU, GPUS, Gpu, unknown_gpu
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
 from flowopd.session import Session
+from flowopd.stages.bench.timing import matmul_rate
 from flowopd.stages.distill import STUDENT
 from flowopd.stages.workload import Workload, workload
 
@@ -45,6 +47,7 @@ class Plan:
     forwards_per_update: dict[str, int]
     flops_per_update: float
     seconds_per_update: float
+    updates: int
     warnings: list[str]
 
 
@@ -55,7 +58,7 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     Raises ConfigError if the recipe has neither or asks for more steps than there are, the GPU is not known, or the
     rate or the number of processes is not positive.
     """
-    if gpu not in GPUS:
+    if gpu not in (*GPUS, CPU):
         raise ConfigError(f"{unknown_gpu(gpu)}, or give a rate with --flops")
     if flops is not None and not flops > 0:
         raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
@@ -70,19 +73,34 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     teachers = sum(_teacher_parameters(session, name, trained, held, warnings) for name in work.teachers)
     one = _measure(session, work, adapters)
     memory = _memory(session, work, held, teachers, trained, one)
-    rate = flops or UTILISATION * GPUS[gpu].flops
+    machine = _this_cpu() if gpu == CPU else GPUS[gpu]
+    rate = flops or UTILISATION * machine.flops
     total = processes * (work.forwards * one.forward + work.rows["backward"] * one.backward) / work.together
-    if memory["total"] > GPUS[gpu].memory and flops is None:
+    if memory["total"] > machine.memory and flops is None:
         warnings.append(
-            f"{memory['total']:.1f} GiB do not fit in the {GPUS[gpu].memory} GiB of {gpu}: lower micro_batch, set "
+            f"{memory['total']:.1f} GiB do not fit in the {machine.memory:.4g} GiB of {gpu}: lower micro_batch, set "
             f"gradient_checkpointing, or let `flowopd init --gpu {gpu}` write a recipe that fits"
         )
     warnings += _traps(session, work)
     rows = {role: round(count * processes) for role, count in work.rows.items()}
-    machine = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of the rate of {gpu}"
+    named = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of the rate of {gpu}"
     return Plan(
-        work.stage, f"{processes} x {machine}", trained, base, memory, rows, total, total / rate / processes, warnings
+        work.stage,
+        f"{processes} x {named}",
+        trained,
+        base,
+        memory,
+        rows,
+        total,
+        total / rate / processes,
+        work.optim.updates,
+        warnings,
     )
+
+
+def _this_cpu() -> Gpu:
+    """This machine's memory and its measured rate of matrix products."""
+    return Gpu(psutil.virtual_memory().total / GIB, matmul_rate(torch.device(CPU), torch.float32))
 
 
 def _teacher_parameters(session: Session, name: str, trained: int, base: int, warnings: list[str]) -> int:
@@ -190,15 +208,27 @@ def _policy_traps(config: MixConfig | None) -> list[str]:
     return [f"clip {config.clip:g} is below the noise of a ratio in fp32, {RATIO_NOISE:g}; raise it"]
 
 
+def _part(name: str) -> str:
+    """What a part of the memory is called; prompts are encoded before, and not while, a model is trained."""
+    return "most at once" if name == "total" else name
+
+
+def _span(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= unit), (1, "s"))
+    return f"{seconds / unit:.3g} {name}"
+
+
 def described(plan: Plan) -> str:
     """The plan in lines for people."""
     lines = [
         f"stage                 {plan.stage}",
         f"trained parameters    {plan.trainable_parameters:,} of {plan.base_parameters:,}",
-        *(f"memory, {name:<13} {value:8.2f} GiB" for name, value in plan.memory_gib.items()),
+        *(f"memory, {_part(name):<13} {value:8.2f} GiB" for name, value in plan.memory_gib.items()),
         *(f"rows, {name:<15} {value:8,} an update" for name, value in plan.forwards_per_update.items()),
         f"work                  {plan.flops_per_update / 1e12:8.1f} TFLOP an update",
-        f"time                  {plan.seconds_per_update:8.1f} s an update, by {plan.machine}",
+        f"time                  {plan.seconds_per_update:8.3g} s an update, by {plan.machine}",
+        f"in all                {plan.updates:8,} updates, {_span(plan.updates * plan.seconds_per_update)}",
         *(f"note: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)

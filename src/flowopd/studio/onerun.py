@@ -14,7 +14,7 @@ from flowopd.results import Results
 from flowopd.stages.report.contents import read_interference
 from flowopd.stages.report.findings import changes
 from flowopd.stages.report.series import Curve, thinned
-from flowopd.studio.numbers import short, shorts
+from flowopd.studio.numbers import exact, short, shorts
 from flowopd.studio.tail import Columns, Tail
 
 MOST_POINTS = 400
@@ -92,14 +92,14 @@ def scores(results: Results) -> dict[str, Any]:
     return {
         "metrics": results.metrics,
         "models": {
-            model: {metric: [short(value) for value in (one.mean, *one.ci95)] for metric, one in row.items()}
+            model: {metric: [exact(value) for value in (one.mean, *one.ci95)] for metric, one in row.items()}
             for model, row in results.models.items()
         },
         "changes": {
-            model: {metric: [short(one.difference), short(one.tint), one.clear] for metric, one in row.items()}
+            model: {metric: [exact(one.difference), short(one.tint), one.clear] for metric, one in row.items()}
             for model, row in changes(results).items()
         },
-        "gap_closed": {metric: None if one is None else short(one) for metric, one in results.gap_closed.items()},
+        "gap_closed": {metric: None if one is None else exact(one) for metric, one in results.gap_closed.items()},
         "owners": results.settings.get("owners", {}),
         "reasons": results.settings.get("no_gap", {}),
     }

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowopd.owner import is_held
 from flowopd.results import BASE, STUDENT, TEACHER, Results
 from flowopd.studio.archive import Archive
-from flowopd.studio.numbers import short
+from flowopd.studio.numbers import exact, short
 
 FRESH = 300
 """Seconds since its last line within which an unfinished run counts as running."""
@@ -84,7 +85,7 @@ def _furthest(results: Results | None) -> str | None:
 
 def _scores(results: Results | None, model: str | None) -> dict[str, list[float]]:
     row = results.models.get(model or "", {}) if results else {}
-    return {metric: [short(value) for value in (one.mean, *one.ci95)] for metric, one in row.items()}
+    return {metric: [exact(value) for value in (one.mean, *one.ci95)] for metric, one in row.items()}
 
 
 def _changed(run: Path) -> float:
@@ -94,12 +95,13 @@ def _changed(run: Path) -> float:
 
 
 def _state(run: Path, recipe: Mapping[str, Any], changed: float) -> str:
-    """`finished` with all that its recipe ends with; else `stopped` after FRESH seconds of silence; else `running`, or
-    `starting` before its first line of metrics."""
+    """`finished` with all that its recipe ends with; else `stopped` when no process writes it, or after FRESH seconds
+    of silence where this machine cannot tell; else `running`, or `starting` before its first line of metrics."""
     ends = [name for part, name in (("distill", "student"), ("evaluate", "results.json")) if recipe.get(part)]
     if ends and all((run / name).exists() for name in ends):
         return "finished"
-    if time.time() - changed >= FRESH:
+    held, fresh = is_held(run), time.time() - changed < FRESH
+    if not fresh if held is None else not held:
         return "stopped"
     return "running" if (run / "metrics.jsonl").exists() else "starting"
 

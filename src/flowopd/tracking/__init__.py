@@ -15,6 +15,7 @@ from PIL import Image
 
 from flowopd.durable import append_text, flush_file, make_folder, replace_text
 from flowopd.errors import DataError
+from flowopd.lock import held
 from flowopd.processes import everywhere, is_main
 from flowopd.tracking.boards import Board, Place, open_boards
 from flowopd.tracking.screen import console, open_screen
@@ -38,7 +39,7 @@ class Tracker:
     `samples` is how many an update draws, for the rate that is shown; `track` names the boards, None is TensorBoard if
     it is installed; `settings` is what boards show of the run. Of several processes the main one writes and shows.
 
-    Raises ConfigError for a board whose library is not installed.
+    Raises ConfigError for a board whose library is not installed, and on entering a run that another process writes.
     """
 
     def __init__(
@@ -54,12 +55,13 @@ class Tracker:
     ) -> None:
         self.stage, self.total, self._writes, self._on_update = stage, total, is_main(), on_update
         make_folder(run)
-        self._file, self._rows = run / "metrics.jsonl", 0
+        self._file, self._rows, self._hold = run / "metrics.jsonl", 0, held(run)
         self._boards: list[Board] = open_boards(track, Place(run, stage, settings or {})) if self._writes else []
         self._start = time.monotonic()
         self._screen = open_screen(stage, total, samples)
 
     def __enter__(self) -> Tracker:
+        self._hold.__enter__()
         self._screen.start()
         return self
 
@@ -69,6 +71,7 @@ class Tracker:
         self._screen.stop()
         for board in self._boards:
             board.close()
+        self._hold.__exit__(kind, value, trace)
 
     def rewind(self, step: int, rows: int = 0) -> None:
         """Go on after `step` updates: rows of this stage from later steps, which a resume repeats, are dropped.

@@ -48,5 +48,10 @@ def changes(run: Run) -> str:
 
 def _depends(recipe: Recipe) -> dict[str, Any]:
     """What the numbers of a recipe's run depend on."""
-    judged = lasting(recipe.evaluate) if recipe.evaluate else {}
-    return training(recipe) | {name: value for name, value in judged.items() if name not in ("models", "checkpoints")}
+    whole = lasting(recipe)
+    judged = whole["evaluate"] or {}
+    return (
+        training(recipe)
+        | {"prompts": whole["prompts"]}
+        | {name: value for name, value in judged.items() if name not in ("models", "checkpoints")}
+    )

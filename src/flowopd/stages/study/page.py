@@ -80,13 +80,14 @@ def _standing(verdict: Verdict) -> str:
 
 
 def _table(study: Study, table: Table) -> list[str]:
+    """Nothing while there are not two rows to compare, of a table that has several."""
     shown = {
         name: study.lines[name]
         for row in table.rows
         for name in study.lines
         if parted(name)[0] == row and (table.models is None or parted(name)[1] in table.models)
     }
-    if not shown:
+    if len({parted(name)[0] for name in shown}) < min(2, len(table.rows)):
         return []
     metrics = table.metrics or list(dict.fromkeys(metric for found in shown.values() for metric in found.metrics))
     columns = sorted(metrics, key=lambda metric: metric == AVERAGE)
