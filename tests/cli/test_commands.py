@@ -280,7 +280,10 @@ def test_doctor_ends_with_1_and_a_list_of_what_failed(flowopd, world, tmp_path):
     assert {"prompts quality.test", "judge mini_qualty"} <= set(named)
     plain = flowopd("doctor", recipe, *wrong)
     assert plain.code == 1 and plain.err == f"failed: {', '.join(named)}\n"
-    assert "failed   prompts quality.test: prompt file no.txt does not exist; check the path" in plain.out
+    assert (
+        f"failed   prompts quality.test: prompt file no.txt does not exist in {os.getcwd()}; check the path"
+        in plain.out
+    )
 
 
 def test_doctor_draws_a_table_on_a_terminal(flowopd, monkeypatch, capsys):

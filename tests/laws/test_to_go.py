@@ -37,9 +37,8 @@ class Line(nn.Module):
 
 def settings(**parts):
     sampling = {"steps": 2, "sampler": "sde", "noise": SDE.a}
-    return DistillConfig(
-        loss="log_ratio_to_go", query={"kind": "all"}, samples_per_label=GROUP, anchor=None, sampling=sampling, **parts
-    )
+    taught = {"samples_per_label": GROUP, "anchor": None, "query": {"kind": "all"}, **parts}
+    return DistillConfig(loss="log_ratio_to_go", sampling=sampling, **taught)
 
 
 def gradients(config, updates):

@@ -20,7 +20,7 @@ def page(study: Study, pictures: Mapping[str, str]) -> str:
         f"Every number on this page is read from the results of `flowopd run recipes/{study.suite}` by "
         f"`flowopd study recipes/{study.suite}`. Means over prompts, and over seeds where there are several; ± is half "
         "of the 95 % interval over prompts. The last column has the average of each seed.",
-        *_missing(study),
+        *_count(study),
         *_claims(study.verdicts),
         *(part for name in study.tables for part in _table(study, study.tables[name])),
         *_compute(study),
@@ -28,14 +28,22 @@ def page(study: Study, pictures: Mapping[str, str]) -> str:
         *(f"## {caption}\n\n![{caption}]({file})" for caption, file in pictures.items()),
         *_costs(study),
         *_provenance(study),
+        *_missing(study),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _count(study: Study) -> list[str]:
+    """How much of the suite is below."""
+    runs, lacking = sum(len(row.seeds) for row in study.rows.values()), len(study.missing) + len(study.stale)
+    shown = f"{runs - lacking} of the suite's {runs} runs are on this page; the last section names the others."
+    return [shown] if lacking else []
 
 
 def _missing(study: Study) -> list[str]:
     names = [f"`{name}`" for name in study.missing]
     names += [f"`{name}` (made before a change of {changed})" for name, changed in study.stale.items()]
-    return [f"Not run yet, and so missing below: {', '.join(names)}."] if names else []
+    return ["## Not run yet", f"{', '.join(names)}."] if names else []
 
 
 def _claims(verdicts: Sequence[Verdict | Reached]) -> list[str]:
