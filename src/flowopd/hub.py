@@ -115,7 +115,7 @@ def fetched_folder(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         away = isinstance(error, LocalEntryNotFoundError)
-        reason = "it is out of reach, and its cache has it not" if away else _headline(error)
+        reason = "it is out of reach, and it is not in its cache" if away else _headline(error)
         raise CheckpointError(
             f"adapter {name} is no folder here, and the hub does not give it ({reason}); check its name, or connect"
         ) from error

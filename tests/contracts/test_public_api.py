@@ -171,3 +171,7 @@ def test_the_commands_are_there():
 def test_every_command_tells_what_it_does_and_shows_an_example():
     for name, command in commands(get_command(app)):
         assert f"Example: `flowopd {name}" in command.help, name
+
+
+def test_a_notebook_completes_what_is_public():
+    assert dir(flowopd) == sorted(flowopd.__all__)
