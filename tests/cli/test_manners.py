@@ -199,11 +199,11 @@ def test_a_shell_completes_recipe_names():
     assert ran.stdout.startswith("[('mini-demo', 'Three shipped experts")
 
 
-def test_a_shell_completes_gpus():
-    code = "from flowopd.cli.flags import completed_gpu as c; import sys; print(c('A100')); "
+def test_a_shell_completes_hardware():
+    code = "from flowopd.cli.flags import completed_hardware as c; import sys; print(c('A100'), c('c')); "
     code += "assert 'torch' not in sys.modules"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "[('a100-40gb', '40 GiB'), ('a100-80gb', '80 GiB')]\n"
+    assert ran.stdout == "[('a100-40gb', '40 GiB'), ('a100-80gb', '80 GiB')] [('cpu', 'this machine')]\n"
 
 
 def test_a_hint_names_the_program_as_it_was_called(monkeypatch, capsys):

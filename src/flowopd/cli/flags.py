@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd.errors import ConfigError
-from flowopd.gpus import GPUS
+from flowopd.gpus import CPU, GPUS
 from flowopd.manifest import read_manifest
 from flowopd.shipped import shipped_recipes
 
@@ -26,14 +26,10 @@ def completed_recipe(incomplete: str) -> list[tuple[str, str]]:
     return [(name, summary) for name, summary in shipped_recipes().items() if name.startswith(incomplete)]
 
 
-def completed_gpu(incomplete: str) -> list[tuple[str, str]]:
-    """GPUs whose names begin so, with their memory, for a shell to complete."""
-    return [(name, f"{gpu.memory:g} GiB") for name, gpu in GPUS.items() if name.startswith(incomplete.lower())]
-
-
 def completed_hardware(incomplete: str) -> list[tuple[str, str]]:
-    """GPUs whose names begin so, and the CPU."""
-    return completed_gpu(incomplete) + ([("cpu", "this machine's memory")] if "cpu".startswith(incomplete) else [])
+    """GPUs, with their memory, and the CPU, as far as their names begin so, for a shell to complete."""
+    known = {name: f"{gpu.memory:g} GiB" for name, gpu in GPUS.items()} | {CPU: "this machine"}
+    return [(name, fact) for name, fact in known.items() if name.startswith(incomplete.lower())]
 
 
 RecipeName = Annotated[

@@ -102,19 +102,22 @@ def evaluate(
     hint(f"flowopd report --out {out}")
 
 
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Or a file of prompts, a picture of each, or as many as a --layout has.",
+        show_default=False,
+        rich_help_panel=DRAWN,
+    ),
+]
+
+
 def sample(
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", "-p", help="What to draw. Repeatable.", show_default=False, rich_help_panel=DRAWN),
     ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Or a file of prompts, a picture of each, or as many as a --layout has.",
-            show_default=False,
-            rich_help_panel=DRAWN,
-        ),
-    ] = None,
+    prompts_file: PromptsFile = None,
     layout: Annotated[
         str | None,
         typer.Option(

@@ -19,6 +19,7 @@ from flowopd.objectives.weighting import step_weights
 from flowopd.session import Session
 from flowopd.stages.bench.timing import matmul_rate
 from flowopd.stages.distill import STUDENT
+from flowopd.stages.report.text import duration
 from flowopd.stages.workload import Workload, workload
 
 GIB = 2**30
@@ -213,12 +214,6 @@ def _part(name: str) -> str:
     return "most at once" if name == "total" else name
 
 
-def _span(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= unit), (1, "s"))
-    return f"{seconds / unit:.3g} {name}"
-
-
 def described(plan: Plan) -> str:
     """The plan in lines for people."""
     lines = [
@@ -228,7 +223,7 @@ def described(plan: Plan) -> str:
         *(f"rows, {name:<15} {value:8,} an update" for name, value in plan.forwards_per_update.items()),
         f"work                  {plan.flops_per_update / 1e12:8.1f} TFLOP an update",
         f"time                  {plan.seconds_per_update:8.3g} s an update, by {plan.machine}",
-        f"in all                {plan.updates:8,} updates, {_span(plan.updates * plan.seconds_per_update)}",
+        f"in all                {plan.updates:8,} updates, {duration(plan.updates * plan.seconds_per_update)}",
         *(f"note: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(lines)

@@ -61,7 +61,7 @@ class DistillUpdate:
         self.distillation, self.route = distillation, route
         self.prompts, self.conditioning = prompts, conditioning
         self.walks: list[tuple[Cohort, Walk]] = []
-        self.walked = 0
+        self.walked_at = 0
 
     def __call__(self, step: int) -> dict[str, float]:
         rollout = step - step % self.config.updates_per_rollout
@@ -77,7 +77,7 @@ class DistillUpdate:
     def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> Tensor:
         """The gradient on new rollouts of these rows, which serve so many updates; the gaps (2, N, B) of the rows."""
         d, size = self.distillation, len(chosen)
-        self.walks, self.walked, gaps = [], step, []
+        self.walks, self.walked_at, gaps = [], step, []
         parted = self._parted(step, chosen, rows, updates)
         for cohort in parted:
             queries, *later = cohort.plan
@@ -99,7 +99,7 @@ class DistillUpdate:
 
     def _learn_again(self, step: int, size: int) -> Tensor:
         """The gradient on the walks of the last rollout, of `size` samples in all."""
-        again = step - self.walked
+        again = step - self.walked_at
         gaps = [
             relearnt(self.distillation, walk, cohort.plan[again], share=len(cohort) / size)
             for cohort, walk in self.walks
