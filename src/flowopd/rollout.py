@@ -1,7 +1,8 @@
 """The one sampling loop: states, transitions, and room for a gradient at the queried steps."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +16,43 @@ from flowopd.shapes import Batch, Grid
 from flowopd.types import Condition, Step, Trajectory
 from flowopd.velocity import VelocityField
 
-_Draw = Callable[[int, Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Walker:
+    """A field with the dynamics of each of its steps down a grid; see `rollout`, which is all of them in a row."""
+
+    field: VelocityField
+    dynamics: Sequence[Dynamics]
+    sigmas: Grid
+    times: Grid
+    """The grid where the states lie."""
+
+    @classmethod
+    def of(
+        cls, field: VelocityField, dynamics: Dynamics | Sequence[Dynamics], sigmas: Grid, device: torch.device
+    ) -> "Walker":
+        """Of one dynamics for all steps, or one a step, for states on a device.
+
+        Raises ConfigError if the grid does not fall or the counts disagree.
+        """
+        check_grid(sigmas)
+        return cls(field, per_step(dynamics, len(sigmas) - 1), sigmas, sigmas.to(device))
+
+    def step(self, i: int, x: Batch, rows: Tensor, cond: Condition, noise: Noise | None, trained: bool) -> Step:
+        """Step `i` from states `x`, those of the samples `rows`; if it is `trained` its velocity carries a gradient."""
+        t, t_next = self.sigmas[i], self.sigmas[i + 1]
+        with torch.set_grad_enabled(trained):
+            v = self.field(x, self.times[i], cond)
+        transition = self.dynamics[i].transition(x, v.detach(), t, t_next)
+        x_next = transition.sample(_draw(self.dynamics[i], noise, i, x))
+        return Step(index=i, rows=rows, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=x_next)
+
+    def again(self, i: int, x: Batch, x_next: Batch, rows: Tensor, cond: Condition) -> Step:
+        """Step `i` once more, at the states and to the next ones that it had; its velocity carries a gradient."""
+        t, t_next = self.sigmas[i], self.sigmas[i + 1]
+        v = self.field(x, self.times[i], cond)
+        transition = self.dynamics[i].transition(x, v.detach(), t, t_next)
+        return Step(index=i, rows=rows, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=x_next)
 
 
 def rollout(
@@ -34,19 +71,13 @@ def rollout(
     `dynamics` is one for all steps or one a step; `noise` may be None if all of them are the ODE.
     Raises ConfigError if the grid does not fall, the counts disagree, or noise is needed and missing.
     """
-    check_grid(sigmas)
-    steps = per_step(dynamics, len(sigmas) - 1)
-    draws = [_draw(one, noise) for one in steps]
-    x = widen(x.detach())
-    times = sigmas.to(x.device)
-    for i, (one, draw) in enumerate(zip(steps, draws, strict=True)):
-        t, t_next = sigmas[i], sigmas[i + 1]
-        with torch.set_grad_enabled(i in queried):
-            v = field(x, times[i], cond)
-        transition = one.transition(x, v.detach(), t, t_next)
-        x_next = transition.sample(draw(i, x))
-        yield Step(index=i, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=x_next)
-        x = x_next
+    walker = Walker.of(field, dynamics, sigmas, x.device)
+    _check_noise(walker.dynamics, noise)
+    x, rows = widen(x.detach()), torch.arange(len(x), device=x.device)
+    for i in range(len(walker.dynamics)):
+        step = walker.step(i, x, rows, cond, noise, i in queried)
+        yield step
+        x = step.x_next
 
 
 def sample(
@@ -91,24 +122,13 @@ def replay(
     return one.transition(x, field(x, t.to(x.device), cond), t, t_next)
 
 
-def revisit(
-    field: VelocityField,
-    dynamics: Dynamics | Sequence[Dynamics],
-    trajectory: Trajectory,
-    i: int,
-    cond: Condition,
-) -> Step:
-    """Step `i` again, at the stored state and times and to the stored next state; its velocity carries a gradient."""
-    one = per_step(dynamics, len(trajectory.sigmas) - 1)[i]
-    x, t, t_next = trajectory.states[i], trajectory.sigmas[i], trajectory.sigmas[i + 1]
-    v = field(x, t.to(x.device, non_blocking=True), cond)
-    transition = one.transition(x, v.detach(), t, t_next)
-    return Step(index=i, t=t, t_next=t_next, x=x, v=v, transition=transition, x_next=trajectory.states[i + 1])
+def _check_noise(dynamics: Sequence[Dynamics], noise: Noise | None) -> None:
+    for one in dynamics:
+        if one.stochastic and noise is None:
+            raise ConfigError(f"{one} draws noise and none was given; pass Noise(seeds), or use Ode()")
 
 
-def _draw(dynamics: Dynamics, noise: Noise | None) -> _Draw:
-    if not dynamics.stochastic:
-        return lambda i, x: torch.zeros_like(x)
-    if noise is None:
-        raise ConfigError(f"{dynamics} draws noise and none was given; pass Noise(seeds), or use Ode()")
-    return lambda i, x: noise.step(i, x.shape[1:]).to(x.device, non_blocking=True)
+def _draw(dynamics: Dynamics, noise: Noise | None, i: int, x: Tensor) -> Tensor:
+    if noise is None or not dynamics.stochastic:
+        return torch.zeros_like(x)
+    return noise.step(i, x.shape[1:]).to(x.device, non_blocking=True)

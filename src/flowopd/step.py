@@ -75,7 +75,7 @@ class Credited:
     advantages: Tensor
 
     def __call__(self, step: Step, dynamics: Dynamics, _target: Tensor, _w: Tensor) -> Tensor:
-        return -self.advantages[step.index] * _log_prob(step, dynamics, step.v)
+        return -self.advantages[step.index, step.rows] * _log_prob(step, dynamics, step.v)
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
@@ -104,9 +104,13 @@ class Said:
     target: Tensor | None
     held_to: Tensor | None
 
+    def rows(self, index: Tensor) -> Said:
+        """What they say to the samples at these positions."""
+        return Said(*(None if v is None else v[index] for v in (self.target, self.held_to)))
 
-def learn(d: Distillation, step: Step, said: Said, weight: float) -> Tensor:
-    """Add `weight` times the gradient of the mean loss at one state to the student's parameters.
+
+def learn(d: Distillation, step: Step, said: Said, shares: Tensor) -> Tensor:
+    """Add the gradient of the samples' losses at one state, each times its share (B), to the student's parameters.
 
     The loss is w(t) mean_D ||v_S - sum_k alpha_k v_k||^2, plus lambda w(t) mean_D ||v_S - v_anchor||^2, for every
     sample. Returns the gaps (2, B) on the state's device: mean_D squared distance to the target and to the anchor, nan
@@ -120,7 +124,7 @@ def learn(d: Distillation, step: Step, said: Said, weight: float) -> Tensor:
     if said.held_to is not None:
         losses.append(d.anchor(step.v, said.held_to, w)[0])
         gaps[1] = squared_gap(step.v.detach(), said.held_to)
-    (weight * torch.stack(losses).sum(0).mean()).backward()
+    (shares * torch.stack(losses).sum(0)).sum().backward()
     return gaps
 
 

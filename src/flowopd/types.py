@@ -76,11 +76,13 @@ class Condition:
 class Step:
     """One step of a rollout: at state `x` and time `t` the field said `v`, and `transition` drew `x_next`.
 
-    Only `v` may carry a gradient; `transition` was built from its detached value. For example
-    `Step(index=0, t=1.0, t_next=0.96, x=(4, 16, 64, 64), v=..., transition=Gaussian(...), x_next=...)`.
+    Only `v` may carry a gradient; `transition` was built from its detached value. `rows` (B) are the places of these
+    samples among those that were to walk. For example
+    `Step(index=0, rows=(4,), t=1.0, t_next=0.96, x=(4, 16, 64, 64), v=..., transition=Gaussian(...), x_next=...)`.
     """
 
     index: int
+    rows: Tensor
     t: Scalar
     t_next: Scalar
     x: Batch

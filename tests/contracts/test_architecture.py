@@ -58,6 +58,7 @@ RUNNING = (
     "lock",
     "sampling",
     "step",
+    "crews",
     "schedules",
     "checkpoint",
     "tracking",

@@ -7,6 +7,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowopd.adapters import Adapters
+from flowopd.crews import Task, even_parts
 from flowopd.dynamics import FlowSde, Ode
 from flowopd.lora_file import Factors, LoraFile
 from flowopd.models.sd3 import Sd3Field
@@ -24,12 +25,23 @@ B, STEPS, SHAPE = 3, 4, (4, 8, 8)
 GRID = sigma_grid(STEPS)
 ROUTES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
 TARGETS = ("to_q", "to_out.0", "add_k_proj")
-ALL = AllSteps().at(0.0, STEPS)
-QUERIES = {
+ALL = [AllSteps().at(0.0, STEPS)] * B
+PLACES = (0.6, 0.05, 0.3)
+PLANS = {
     "all": ALL,
-    "random": RandomSteps(2).at(0.6, STEPS),
-    "beta": BetaStep().at(0.5, STEPS),
+    "random": [RandomSteps(2).at(place, STEPS) for place in PLACES],
+    "beta": [BetaStep().at(place, STEPS) for place in PLACES],
+    "own": [Queries((3,), (2.0,)), Queries((0, 2, 3), (0.5, 1.0, 3.0)), Queries((1,), (4.0,))],
 }
+
+
+def everyone(*indices, weight=1.0):
+    """All samples query these steps."""
+    return [Queries(indices, (weight,) * len(indices))] * B
+
+
+def steps_of(plan):
+    return [queries.indices for queries in plan]
 
 
 def transformer():
@@ -102,8 +114,11 @@ class Trial:
             p.grad = None
         return found
 
-    def run(self, schedule, queries=ALL):
-        gaps = schedule(self.distillation, self.batch, ROUTES, queries, SHAPE)
+    def task(self, size=B):
+        return Task(self.batch, ROUTES, SHAPE, size)
+
+    def run(self, schedule, plan=ALL, size=B):
+        gaps = schedule(self.distillation, self.task(size), plan)
         return self.gradient(), gaps
 
     def rows(self, name):
@@ -115,37 +130,48 @@ def same(one, other):
     torch.testing.assert_close(one[1], other[1], equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("queries", QUERIES.values(), ids=QUERIES)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("anchor", ["base", "teacher"])
 @pytest.mark.parametrize("dynamics", [Ode(), FlowSde(a=0.7)], ids=["ode", "sde"])
 @pytest.mark.parametrize("schedule", [replay, naive])
-def test_every_schedule_has_the_gradient_and_the_gaps_of_the_fused_one(schedule, dynamics, anchor, queries):
+def test_every_schedule_has_the_gradient_and_the_gaps_of_the_fused_one(schedule, dynamics, anchor, plan):
     trial = Trial(anchor, dynamics)
-    expected = trial.run(fused, queries)
+    expected = trial.run(fused, plan)
     assert expected[0].any()
-    same(trial.run(schedule, queries), expected)
+    same(trial.run(schedule, plan), expected)
 
 
 @pytest.mark.parametrize("schedule", [replay, naive])
 def test_every_schedule_has_the_sampled_gradient_too(schedule):
     trial = Trial(estimate="log_ratio")
-    queries = Queries((0, 2), (1.0, 1.0))
-    same(trial.run(schedule, queries), trial.run(fused, queries))
+    plan = everyone(0, 2)
+    same(trial.run(schedule, plan), trial.run(fused, plan))
 
 
 def test_the_mean_over_single_steps_is_the_gradient_of_all_of_them():
     trial = Trial()
     everything, _ = trial.run(fused)
-    single = [trial.run(fused, Queries((i,), (float(STEPS),)))[0] for i in range(STEPS)]
+    single = [trial.run(fused, everyone(i, weight=float(STEPS)))[0] for i in range(STEPS)]
     torch.testing.assert_close(torch.stack(single).mean(0), everything, rtol=1e-4, atol=1e-5 * float(everything.max()))
 
 
-def test_a_mixed_batch_is_the_sum_of_its_samples():
+@pytest.mark.parametrize("size", [1, 2, B])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_samples_with_queries_of_their_own_are_the_sum_of_each_alone(plan, size):
+    """Whoever walks with whom, and however many pass in one forward."""
     trial = Trial()
-    everything, _ = trial.run(fused)
-    for i, part in enumerate(trial.batch.split(1)):
-        fused(trial.distillation, part, ROUTES[i : i + 1], ALL, SHAPE, share=1 / B)
-    torch.testing.assert_close(trial.gradient(), everything, rtol=1e-4, atol=1e-5 * float(everything.max()))
+    everything, gaps = trial.run(fused, plan, size)
+    alone = [
+        fused(trial.distillation, Task(part, ROUTES[i : i + 1], SHAPE, 1, among=B), plan[i : i + 1])
+        for i, part in enumerate(trial.batch.split(1))
+    ]
+    same((everything, gaps), (trial.gradient(), torch.cat(alone, 2)))
+
+
+def test_every_gap_is_at_a_query_and_every_query_has_one():
+    _, gaps = Trial().run(fused, PLANS["own"])
+    found = [tuple((~row.isnan()).nonzero()[:, 0].tolist()) for row in gaps[0].T]
+    assert found == steps_of(PLANS["own"])
 
 
 def test_a_fused_step_asks_each_field_once_and_naive_asks_again():
@@ -157,16 +183,37 @@ def test_a_fused_step_asks_each_field_once_and_naive_asks_again():
         assert trial.rows("two") == (STEPS * B if schedule is not naive else STEPS * 2 + anchor * B)
 
 
-def test_a_rollout_ends_with_its_last_queried_step():
+def test_a_sample_walks_to_its_last_query_and_is_asked_at_its_queries_alone():
     trial = Trial()
-    trial.run(fused, Queries((0, 1), (1.0, 1.0)))
-    assert trial.rows("student") == 2 * B and trial.rows("base") == 2 * B and trial.rows("one") == 2 * 2
+    trial.run(fused, PLANS["own"])
+    assert trial.rows("student") == 4 + 4 + 2
+    assert trial.asked["student"].rows == [2, 1, 2, 1, 1, 1, 2]
+    assert trial.rows("base") == 1 + 3 + 1 and trial.rows("one") == 1 + 1 and trial.rows("two") == 3 + 1
 
 
-def test_a_second_update_learns_at_the_states_of_the_first_and_asks_no_one_else():
-    trial, later = Trial(), Queries((0, 2), (2.0, 0.5))
-    gaps, walk = walked(trial.distillation, trial.batch, ROUTES, Queries((1,), (1.0,)), SHAPE, later.indices)
-    same((trial.gradient(), gaps), trial.run(fused, Queries((1,), (1.0,))))
+@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_parts_are_even_in_order_and_no_more_than_needed(count, size):
+    parts = even_parts(range(count), size)
+    assert [b for part in parts for b in part] == list(range(count))
+    assert len(parts) == -(-count // size)
+    sizes = [len(part) for part in parts]
+    assert max(sizes, default=0) <= size and max(sizes, default=0) - min(sizes, default=0) <= 1
+
+
+@pytest.mark.parametrize("schedule", [fused, replay])
+def test_a_process_without_samples_adds_nothing(schedule):
+    trial = Trial()
+    task = Task(Batch(trial.batch.cond.rows(slice(0)), ()), ROUTES[:0], SHAPE, 1, among=B)
+    assert schedule(trial.distillation, task, []).shape == (2, STEPS, 0)
+    assert all(p.grad is None for p in trial.parameters)
+
+
+@pytest.mark.parametrize("later", [everyone(0, 2, weight=2.0), PLANS["own"]], ids=["together", "own"])
+def test_a_second_update_learns_at_the_states_of_the_first_and_asks_no_one_else(later):
+    trial = Trial()
+    gaps, walk = walked(trial.distillation, trial.task(), everyone(1), steps_of(later))
+    same((trial.gradient(), gaps), trial.run(fused, everyone(1)))
     asked = {name: len(field.rows) for name, field in trial.asked.items()}
     with torch.no_grad():
         for p in trial.parameters:
@@ -174,17 +221,21 @@ def test_a_second_update_learns_at_the_states_of_the_first_and_asks_no_one_else(
     again = relearnt(trial.distillation, walk, later), trial.gradient()
     assert trial.asked["base"].rows[asked["base"] :] == [] and trial.asked["one"].rows[asked["one"] :] == []
     d, loss = trial.distillation, torch.zeros(())
-    for i, weight in zip(later.indices, later.weights, strict=True):
-        v = d.student(walk.trajectory.states[i], GRID[i], trial.batch.cond)
-        for target, scale in ((walk.said[i].target, 1.0), (walk.said[i].held_to, d.anchor.weight)):
-            loss = loss + weight / STEPS * scale * d.weights[i] * squared_gap(v, target).mean()
+    for kept in walk.kept:
+        for j, b in enumerate(kept.who):
+            weights = dict(zip(later[b].indices, later[b].weights, strict=True))
+            if kept.index in weights:
+                v = d.student(kept.x[[j]], GRID[kept.index], trial.batch.cond.rows([b]))
+                for target, scale in ((kept.said.target, 1.0), (kept.said.held_to, d.anchor.weight)):
+                    gap = squared_gap(v, target[[j]]).sum()
+                    loss = loss + weights[kept.index] / STEPS / B * scale * d.weights[kept.index] * gap
     loss.backward()
     same((again[1], again[0]), (trial.gradient(), again[0]))
 
 
 def test_replay_after_the_same_policy_is_the_fused_gradient_bit_for_bit():
     trial = Trial(dynamics=Ode())
-    _, walk = walked(trial.distillation, trial.batch, ROUTES, ALL, SHAPE, later=ALL.indices)
+    _, walk = walked(trial.distillation, trial.task(), ALL, later=steps_of(ALL))
     expected = trial.gradient()
     relearnt(trial.distillation, walk, ALL)
     assert torch.equal(trial.gradient(), expected)
@@ -247,7 +298,7 @@ def waits(schedule, steps, monkeypatch):
         for name in SYNCHRONISING:
             own = getattr(torch.Tensor, name)
             patch.setattr(torch.Tensor, name, lambda *a, _own=own, **k: count.append(1) or _own(*a, **k))
-        trial.run(schedule, AllSteps().at(0.0, steps))
+        trial.run(schedule, [AllSteps().at(0.0, steps)] * B)
     return len(count)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowopd.crews import Task
 from flowopd.dynamics import FlowSde, Ode
 from flowopd.errors import ConfigError
 from flowopd.noise import Noise
@@ -94,7 +95,7 @@ def distillation(tiny_net, weights, teachers=True, anchor=0.5):
 
 def gradient_and_gaps(d, condition, routes):
     d.student.zero_grad()
-    gaps = fused(d, Batch(condition(2), (3, 4)), routes, AllSteps().at(0.0, 2), (3, 4, 4))
+    gaps = fused(d, Task(Batch(condition(2), (3, 4)), routes, (3, 4, 4), 2), [AllSteps().at(0.0, 2)] * 2)
     return torch.cat([p.grad.flatten() for p in d.student.parameters()]), gaps
 
 
@@ -124,7 +125,7 @@ def test_a_mixed_batch_is_the_mean_of_its_rows(tiny_net, condition):
     whole, _ = gradient_and_gaps(d, condition, routes)
     d.student.zero_grad()
     for i, seed in enumerate((3, 4)):
-        fused(d, Batch(cond.rows([i]), (seed,)), routes[i : i + 1], queries, (3, 4, 4), share=0.5)
+        fused(d, Task(Batch(cond.rows([i]), (seed,)), routes[i : i + 1], (3, 4, 4), 1, among=2), [queries])
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in d.student.parameters()]), whole)
 
 

@@ -72,7 +72,7 @@ def check_distillation(session: Session, config: DistillConfig) -> None:
     """
     recipe = session.recipe
     samples = sum(counts_of(config, list(recipe.prompts), turn=0).values())
-    queried = {i for (queries,) in plans_of(config, recipe.seed, 0, 1, samples) for i in queries.indices}
+    queried = {i for queries in plans_of(config, recipe.seed, 0, 1, samples)[0] for i in queries.indices}
     if config.is_sampled and config.distillation:
         dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
         for i in range(config.sampling.steps) if config.looks_ahead else queried:

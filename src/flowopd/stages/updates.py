@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from flowopd.configs import DistillConfig, QueryConfig
+from flowopd.crews import Task
 from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.objectives import Anchor, leave_one_out, to_go
 from flowopd.objectives.weighting import step_weights
 from flowopd.processes import own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.queries import AllSteps, BetaStep, FixedSteps, Query, RandomSteps, places
+from flowopd.queries import AllSteps, BetaStep, FixedSteps, Queries, Query, RandomSteps, places
 from flowopd.sampling import Batch
 from flowopd.schedules import Walk, fused, relearnt, rewarded, walked
 from flowopd.session import Router, Session
 from flowopd.shapes import Grid
-from flowopd.stages.cohorts import Cohort, Plan, cohorts, joined
 from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
@@ -60,51 +60,40 @@ class DistillUpdate:
         self.config, self.seed, self.shape = config, place.seed, place.shape
         self.distillation, self.route = distillation, route
         self.prompts, self.conditioning = prompts, conditioning
-        self.walks: list[tuple[Cohort, Walk]] = []
-        self.walked_at = 0
+        self.walk: Walk | None = None
+        self.walked_at, self.plans = 0, list[list[Queries]]()
 
     def __call__(self, step: int) -> dict[str, float]:
         rollout = step - step % self.config.updates_per_rollout
         counts = counts_of(self.config, list(self.prompts), rollout // self.config.updates_per_rollout)
         chosen = [prompt for label, count in counts.items() for prompt in self._choose(label, count, rollout)]
         rows = own_rows(len(chosen))
-        if step > rollout and self.walks:
-            gaps = self._learn_again(step, len(chosen))
+        if step > rollout and self.walk is not None:
+            gaps = relearnt(self.distillation, self.walk, self.plans[step - self.walked_at])
         else:
             gaps = self._learn(step, chosen, rows, rollout + self.config.updates_per_rollout - step)
         return _metrics(whole(gaps, rows, len(chosen), dim=2), [prompt.label for prompt in chosen])
 
     def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> Tensor:
         """The gradient on new rollouts of these rows, which serve so many updates; the gaps (2, N, B) of the rows."""
-        d, size = self.distillation, len(chosen)
-        self.walks, self.walked_at, gaps = [], step, []
-        parted = self._parted(step, chosen, rows, updates)
-        for cohort in parted:
-            queries, *later = cohort.plan
-            place, share = (d, cohort.batch, cohort.routes, queries, self.shape), len(cohort) / size
-            if later:
-                found, walk = walked(*place, {i for queries in later for i in queries.indices}, share=share)
-                self.walks.append((cohort, walk))
-            else:
-                found = fused(*place, share=share)
-            gaps.append(found)
-        return joined(parted, gaps) if parted else torch.empty(2, len(d.grid) - 1, 0)
+        d, task = self.distillation, self._task(step, chosen, rows)
+        self.walk, self.walked_at, self.plans = None, step, self._plans(step, len(chosen), rows, updates)
+        now, *others = self.plans
+        if not others:
+            return fused(d, task, now)
+        later = [{i for queries in own for i in queries.indices} for own in zip(*others, strict=True)]
+        gaps, self.walk = walked(d, task, now, later)
+        return gaps
 
-    def _parted(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> list[Cohort]:
-        """These rows of the chosen prompts in cohorts, with what so many updates query from `step` on."""
+    def _task(self, step: int, chosen: Sequence[Prompt], rows: slice) -> Task:
+        """These rows of the chosen prompts, from noise that belongs to the update and the row."""
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
         batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        plans = plans_of(self.config, self.seed, step, updates, len(chosen))[rows]
-        return cohorts(batch, self.route(chosen)[rows], plans, self.config.micro_batch)
+        return Task(batch, self.route(chosen)[rows], self.shape, self.config.micro_batch, among=len(chosen))
 
-    def _learn_again(self, step: int, size: int) -> Tensor:
-        """The gradient on the walks of the last rollout, of `size` samples in all."""
-        again = step - self.walked_at
-        gaps = [
-            relearnt(self.distillation, walk, cohort.plan[again], share=len(cohort) / size)
-            for cohort, walk in self.walks
-        ]
-        return joined([cohort for cohort, _ in self.walks], gaps)
+    def _plans(self, step: int, size: int, rows: slice, updates: int) -> list[list[Queries]]:
+        """What these rows of so many samples query in so many updates from `step` on."""
+        return [plan[rows] for plan in plans_of(self.config, self.seed, step, updates, size)]
 
     def _choose(self, label: str, count: int, step: int) -> list[Prompt]:
         rng = np.random.default_rng(seed_of(self.seed, "prompts", label, step))
@@ -119,17 +108,12 @@ class ToGoUpdate(DistillUpdate):
     """
 
     def _learn(self, step: int, chosen: Sequence[Prompt], rows: slice, updates: int) -> Tensor:
-        d, size = self.distillation, len(chosen)
-        parted = self._parted(step, chosen, rows, updates)
-        found = [rewarded(d, cohort.batch, cohort.routes, self.shape) for cohort in parted]
-        own = joined(parted, [rewards for rewards, _ in found]) if parted else torch.empty(len(d.grid) - 1, 0)
-        returns = to_go(whole(own, rows, size, dim=1))
+        d = self.distillation
+        own, walk = rewarded(d, self._task(step, chosen, rows))
+        returns = to_go(whole(own, rows, len(chosen), dim=1))
         advantages = (returns - leave_one_out(returns, [prompt.label for prompt in chosen]))[:, rows]
-        gaps = []
-        for cohort, (_, walk) in zip(parted, found, strict=True):
-            credited = replace(d, estimate=Credited(advantages[:, cohort.rows].to(walk.cond.device)))
-            gaps.append(relearnt(credited, walk, cohort.plan[0], share=len(cohort) / size))
-        return joined(parted, gaps) if parted else torch.empty(2, len(d.grid) - 1, 0)
+        credited = replace(d, estimate=Credited(advantages.to(own.device)))
+        return relearnt(credited, walk, self._plans(step, len(chosen), rows, updates)[0])
 
 
 def update_kind(config: DistillConfig) -> type[DistillUpdate]:
@@ -148,12 +132,11 @@ def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[s
     return {labels[(turn * n + i) % len(labels)]: total // n + (i < total % n) for i in range(n)}
 
 
-def plans_of(config: DistillConfig, seed: int, step: int, updates: int, samples: int) -> list[Plan]:
-    """What each of so many rollouts queries in so many updates from `step` on, a function of the seed and the step."""
+def plans_of(config: DistillConfig, seed: int, step: int, updates: int, samples: int) -> list[list[Queries]]:
+    """What each sample queries in each of so many updates from `step` on, a function of the seed and the step."""
     rule, steps = query_rule(config.query), config.sampling.steps
     draws = [torch.Generator().manual_seed(seed_of(seed, "queries", step + i)) for i in range(updates)]
-    own = [[rule.at(place, steps) for place in places(samples, draw)] for draw in draws]
-    return list(zip(*own, strict=True))
+    return [[rule.at(place, steps) for place in places(samples, draw)] for draw in draws]
 
 
 def query_rule(config: QueryConfig) -> Query:

@@ -26,7 +26,7 @@ class Workload:
     """The trained stage of a recipe: its settings, which teachers it holds, and rows an update by role.
 
     `backward` is the rows of the trained model that have a gradient; they are among its forwards too. `kept` is the
-    latents that a rollout keeps for further updates: its states, and what teachers and anchor said there.
+    latents that a rollout keeps for further updates: states, the next ones, and what teachers and anchor said there.
     """
 
     stage: str
@@ -96,7 +96,6 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     teachers, the anchor and a backward; the mean over the updates of the run, whose queries the seed tells."""
     recipe = session.recipe
     samples = config.samples_per_label * len(recipe.prompts)
-    keeps = config.updates_per_rollout > 1 or config.looks_ahead
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
     visits = queried_visits(config, recipe.seed, samples)
@@ -115,7 +114,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
         config.micro_batch,
         _held(recipe, config),
         rows,
-        samples * (3 * config.sampling.steps + 1) if keeps else 0,
+        round(samples * 4 * visits.kept),
     )
 
 
@@ -125,11 +124,13 @@ COUNTED = 100
 
 @dataclass(frozen=True)
 class Visits:
-    """How often an update passes the student forward, asks the frozen fields, and passes backward, for each sample."""
+    """How often an update passes the student forward, asks the frozen fields, and passes backward, for each sample; how
+    many of its steps a rollout keeps for later."""
 
     forward: float
     asked: float
     backward: float
+    kept: float
 
 
 def queried_visits(config: DistillConfig, seed: int, samples: int) -> Visits:
@@ -137,15 +138,17 @@ def queried_visits(config: DistillConfig, seed: int, samples: int) -> Visits:
     n = config.updates_per_rollout
     updates = min(config.optim.updates, COUNTED * n)
     ahead = set(range(config.sampling.steps)) if config.looks_ahead else set()
-    forward = asked = backward = 0
+    forward = asked = backward = kept = 0
     for first in range(0, updates, n):
-        for plan in plans_of(config, seed, first, n, samples):
-            visited = {i for queries in plan for i in queries.indices} | ahead
-            counts = [len(queries.indices) for queries in plan[: updates - first]]
+        for own in zip(*plans_of(config, seed, first, n, samples), strict=True):
+            later = {i for queries in own[1:] for i in queries.indices} | ahead
+            visited = later | set(own[0].indices)
+            counts = [len(queries.indices) for queries in own[: updates - first]]
             forward += max(visited) + 1 + sum(counts[0 if ahead else 1 :])
             asked += len(visited)
             backward += sum(counts)
-    return Visits(*(each / updates / samples for each in (forward, asked, backward)))
+            kept += len(later) * n
+    return Visits(*(each / updates / samples for each in (forward, asked, backward, kept)))
 
 
 def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:

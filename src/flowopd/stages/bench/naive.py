@@ -6,33 +6,39 @@ one after the other. The loss is that of every schedule; only what is computed f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from flowopd.crews import Task, even_parts
 from flowopd.queries import Queries
-from flowopd.rollout import record, revisit
-from flowopd.sampling import Batch
-from flowopd.schedules import learnt
-from flowopd.shapes import Routes
+from flowopd.rollout import Walker, record
+from flowopd.schedules import Visit, learnt
 from flowopd.step import Distillation, frozen_fields
-from flowopd.types import Condition
+from flowopd.types import Condition, Trajectory
 from flowopd.velocity import VelocityField
 
 
-def naive(
-    d: Distillation, batch: Batch, routes: Routes, queries: Queries, shape: Sequence[int], share: float = 1.0
-) -> Tensor:
+def naive(d: Distillation, task: Task, plan: Sequence[Queries]) -> Tensor:
     """The gradient as every schedule gives it; an anchor that is a sample's own teacher is asked again."""
+    batch = task.batch
     with torch.no_grad():
-        walk = record(d.student, d.dynamics, batch.start(shape), d.grid, batch.cond, batch.noise)
+        walk = record(d.student, d.dynamics, batch.start(task.shape), d.grid, batch.cond, batch.noise)
+    return learnt(d, task, _visits(d, task, walk, plan), plan)
+
+
+def _visits(d: Distillation, task: Task, walk: Trajectory, plan: Sequence[Queries]) -> Iterator[Visit]:
+    """The steps in their order, each of the samples that query it."""
     apart = replace(d, anchor_field=None if d.anchor_field is None else _Apart(d.anchor_field))
-    frozen = frozen_fields(apart, routes, batch.cond)
-    visits = ((revisit(d.student, d.dynamics, walk, i, batch.cond), i) for i in queries.indices)
-    answered = ((step, frozen(walk.states[i], step.t)) for step, i in visits)
-    return learnt(d, answered, queries, share, batch.cond)
+    walker = Walker.of(d.student, d.dynamics, d.grid, task.device)
+    for i in range(len(d.grid) - 1):
+        for who in even_parts([b for b, queries in enumerate(plan) if i in queries.indices], task.size):
+            rows = task.rows(who)
+            cond = task.batch.cond.rows(rows)
+            step = walker.again(i, walk.states[i][rows], walk.states[i + 1][rows], rows, cond)
+            yield Visit(who, step, frozen_fields(apart, task.routes[list(who)], cond)(step.x, step.t))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowopd.adapters import Adapters
+from flowopd.crews import Task
 from flowopd.dynamics import FlowSde
 from flowopd.errors import ConfigError
 from flowopd.lora_file import Factors, LoraFile
@@ -23,7 +24,6 @@ from flowopd.schedules import Schedule, fused, replay
 from flowopd.stages.bench.counting import Counted, Ledger, Plain, clock
 from flowopd.stages.bench.naive import naive
 from flowopd.stages.bench.settings import BenchConfig
-from flowopd.stages.cohorts import cohorts, joined
 from flowopd.step import ESTIMATORS, Distillation
 from flowopd.train import TrainConfig, Trainer
 from flowopd.types import Condition
@@ -90,18 +90,15 @@ def update_of(subject: Subject, config: BenchConfig, ledger: Ledger) -> Callable
     d, schedule = _distillation(subject, config, ledger), SCHEDULES[config.schedule]
     owners = torch.arange(config.batch) % len(subject.teachers)
     routes = torch.eye(len(subject.teachers))[owners]
+    task = Task(subject.batch, routes, subject.shape, size=config.batch)
 
     def update(i: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed_of("bench", i))
-        plans = [(config.rule.at(place, config.steps),) for place in places(config.batch, draw)]
-        parted = cohorts(subject.batch, routes, plans, config.batch)
+        plan = [config.rule.at(place, config.steps) for place in places(config.batch, draw)]
         with subject.adapters.using(STUDENT):
-            gaps = [
-                schedule(d, own.batch, own.routes, own.plan[0], subject.shape, share=len(own) / config.batch)
-                for own in parted
-            ]
+            gaps = schedule(d, task, plan)
         subject.trainer.step(i)
-        return joined(parted, gaps).cpu()
+        return gaps.cpu()
 
     return update
 
