@@ -75,6 +75,10 @@ class Pixels:
         """The pixels themselves."""
         return 3, SIDE, SIDE
 
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Every word is read."""
+        return []
+
     def encode(self, texts: Sequence[str]) -> Condition:
         """Each word of a prompt switches one of WORDS inputs on."""
         words = torch.zeros(len(texts), WORDS)

@@ -49,6 +49,6 @@ class Interrupted(BaseException):
     `code` is what the program exits with: 128 and the signal's number.
     """
 
-    def __init__(self, number: int, what: str) -> None:
-        super().__init__(f"{what} by {Signals(number).name}; run the same command again to go on")
+    def __init__(self, number: int, what: str, then: str = "run the same command again to go on") -> None:
+        super().__init__(f"{what} by {Signals(number).name}; {then}")
         self.number, self.code = number, 128 + number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,6 +38,8 @@ ADAPTER_FILES = ("*.json", "*.safetensors")
 
 PATIENCE = 3.0
 """Seconds within which a hub that can be reached answers."""
+
+_known_silence: ContextVar[str | None] = ContextVar("known_silence", default=None)
 
 
 def located(name: str | Path) -> Path:
@@ -100,8 +103,8 @@ def _reason(error: Exception) -> str:
 
 
 def _headline(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of what an error says, without its full stop."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def fetched_folder(name: str, revision: str | None = None) -> Path:
@@ -131,6 +134,8 @@ def cached_folder(name: str, revision: str | None, *files: str) -> Path | None:
 
 def silence(patience: float = PATIENCE) -> str | None:
     """Why the hub does not answer within so many seconds; None if it does."""
+    if known := _known_silence.get():
+        return known
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
@@ -152,12 +157,14 @@ def refusal(name: str) -> str | None:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Inside, the hub is not asked: what its cache does not hold fails at once."""
+def offline(why: str) -> Iterator[None]:
+    """Inside, the hub is not asked, and `silence` is `why`: what its cache does not hold fails at once."""
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    known = _known_silence.set(why)
     try:
         yield
     finally:
+        _known_silence.reset(known)
         constants.HF_HUB_OFFLINE = before
 
 

@@ -29,7 +29,7 @@ from flowopd.rewards.registry import check_device
 from flowopd.routing import LabelRouter, checked
 from flowopd.shapes import Routes
 from flowopd.step import Estimator
-from flowopd.tracking import OnUpdate, Tracker, show_picture
+from flowopd.tracking import OnUpdate, Tracker, show_picture, warn
 from flowopd.velocity import VelocityField, guided
 
 BASE = "base"
@@ -144,6 +144,8 @@ class Session:
         """The conditioning of these prompts, each encoded once, by one of the processes, into the run's cache."""
         texts, cache = conditioning.distinct(prompt.text for prompt in prompts), self.out / "cache"
         new = conditioning.missing(self.model, texts, cache)
+        if cut := self.model.cut(new) if new else []:
+            warn(f"{len(cut)} of {len(new)} prompts are longer than the model reads, and cut, such as {cut[0][:80]!r}")
         wait()
         conditioning.encode(self.model, new[own_rows(len(new))], cache)
         wait()

@@ -6,6 +6,7 @@ import pytest
 import typer
 import yaml
 
+from flowopd.errors import Interrupted
 from flowopd.gpus import GPUS
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
@@ -114,7 +115,8 @@ def test_what_flags_do_not_say_is_asked(flowopd, world, tmp_path, monkeypatch):
         "Name of an expert": "quality",
         "Adapter of quality": str(world.experts / "quality"),
         "File of training prompts for quality": f"{world.prompts}/train/quality.jsonl",
-        "Hardware": "cpu",
+        "Hardware": "CPU",
+        "Guidance": "1",
     }  # fmt: skip
 
     def prompt(question, default=None, value_proc=str, err=False):
@@ -124,9 +126,9 @@ def test_what_flags_do_not_say_is_asked(flowopd, world, tmp_path, monkeypatch):
 
     monkeypatch.setattr("typer.prompt", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    made = flowopd("init", "--to", tmp_path / "mine.yaml", "--guidance", 1)
+    made = flowopd("init", "--to", tmp_path / "mine.yaml")
     assert made.code == 0, made.err
-    assert len(asked) == 6 and list(load_recipe(tmp_path / "mine.yaml").teachers) == ["quality"]
+    assert len(asked) == 7 and list(load_recipe(tmp_path / "mine.yaml").teachers) == ["quality"]
 
 
 def test_an_answer_that_cannot_be_is_asked_for_again_at_once(flowopd, world, tmp_path, monkeypatch):
@@ -139,16 +141,48 @@ def test_an_answer_that_cannot_be_is_asked_for_again_at_once(flowopd, world, tmp
         f"{world.prompts}/train/quality.jsonl",
         "h1000",
         "cpu",
+        "much",
+        "",
     ]
     monkeypatch.setattr(sys.modules[typer.prompt.__module__], "visible_prompt_func", lambda _: lines.pop(0))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    made = flowopd("init", "--to", tmp_path / "mine.yaml", "--guidance", 1)
+    made = flowopd("init", "--to", tmp_path / "mine.yaml")
     assert made.code == 0 and not lines
     places = [
         made.err.index(said)
-        for said in ("Error: base nowhere", "note: ./gone is not here", "Error: there is no GPU 'h1000'")
+        for said in (
+            "Error: base nowhere",
+            "note: ./gone is not here",
+            "Error: there is no GPU 'h1000'",
+            "Error: guidance 'much'",
+        )
     ]
     assert places == sorted(places)
+    assert load_recipe(tmp_path / "mine.yaml").distill.sampling.guidance == 4.5
+
+
+def test_whoever_stops_the_questions_is_told_that_nothing_was_written(flowopd, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted(2, "stopped")
+
+    monkeypatch.setattr("typer.prompt", stop)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    made = flowopd("init", "--to", tmp_path / "mine.yaml")
+    assert made.code == 130 and made.err.strip() == "stopped by SIGINT; nothing was written"
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_the_mini_base_is_drafted_without_guidance(flowopd, tmp_path):
+    given = ["--teacher", "text=package:mini/teachers/text", "--prompts", "text=package:mini/prompts/train/text.jsonl"]
+    made = flowopd("init", "--base", "package:mini/base", *given, "--gpu", "cpu", "--to", tmp_path / "mine.yaml")
+    assert made.code == 0, made.err
+    assert load_recipe(tmp_path / "mine.yaml").distill.sampling.guidance == 1
+
+
+@pytest.mark.parametrize("flag", ["--teacher", "--prompts"])
+def test_what_does_not_ship_is_no_source(flowopd, flags, tmp_path, flag):
+    made = flowopd("init", *flags, flag, "other=package:mini/teachers/ocr", "--to", tmp_path / "mine.yaml")
+    assert made.code == 2 and "package:mini/teachers/ocr does not ship with flowopd" in made.err
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--gpu", "h1000"), ("--base", "nowhere"), ("--base", "cpu")])

@@ -429,3 +429,8 @@ def test_a_part_that_contradicts_itself_is_not_printed_whole(flowopd, world, tmp
     sets = ("--set", "distill.loss=detached", "--set", "distill.updates_per_rollout=2")
     outcome = flowopd("run", "mini-demo", "--out", tmp_path / "out", *sets)
     assert outcome.code == 2 and "need loss closed_form" in outcome.err and "got" not in outcome.err
+
+
+def test_a_prompt_without_words_is_refused(flowopd, tmp_path):
+    refused = flowopd("sample", "--out", tmp_path, "-p", " ")
+    assert refused.code == 2 and refused.err == "error: a --prompt is empty; say what to draw\n"

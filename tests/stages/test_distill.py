@@ -14,7 +14,7 @@ from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
 from flowopd.pipeline import open_run, run
-from flowopd.prompts import write_prompts
+from flowopd.prompts import Prompt, write_prompts
 from flowopd.recipe import make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.routing import LabelRouter
@@ -303,6 +303,18 @@ def test_prompts_are_encoded_once_however_often_they_occur(world, tmp_path, monk
     for _ in range(2):
         session.encode(prompts * 3)
     assert sorted(encoded) == sorted({"", *(prompt.text for prompt in prompts)})
+
+
+def test_prompts_that_are_cut_are_told_once(world, tmp_path, capsys):
+    kept, long = world.session(tmp_path), "a red circle " * 9
+    kept.encode([Prompt("a red circle", "quality")])
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        kept.encode([Prompt(long, "quality"), Prompt("a blue star", "quality")])
+    assert (
+        capsys.readouterr().err.count(f"1 of 2 prompts are longer than the model reads, and cut, such as {long[:80]!r}")
+        == 1
+    )
 
 
 def test_a_prompt_is_routed_by_its_own_label_if_it_has_one(world, tmp_path, distilling):

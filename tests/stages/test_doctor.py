@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from flowopd import hub, make_recipe
 from flowopd.errors import CheckpointError
 from flowopd.hub import located, offline, silence
 from flowopd.lora_file import WEIGHTS, LoraFile, read_lora, write_lora
+from flowopd.models import open_model
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.recipe import load_recipe
 from flowopd.rewards import REWARDS, Scores, make_reward
@@ -250,7 +252,16 @@ def test_repeated_and_long_prompts_are_warnings(looked, world, tmp_path):
     found = checks["prompts quality.train"]
     assert failed(checks) == [] and found.state == WARNING
     assert found.fact.startswith(f"{len(prompts) + 3} prompts, 2 of them repeated, the longest of 2003 characters")
-    assert "drop what is repeated" in found.mend and "the 1 of more than 2000" in found.mend
+    assert "drop what is repeated" in found.mend and "shorten the 1 that the text encoders cut" in found.mend
+
+
+def test_prompts_are_cut_only_beyond_what_t5_reads_and_without_it_clip(world):
+    """Of the tiny world both read as many tokens, one of which ends a prompt; CLIP has one more, which begins it."""
+    model = open_model(str(world.base))
+    words = [" ".join(["red"] * n) for n in range(20)]
+    read = model.source.load(AutoTokenizer, "tokenizer_3").model_max_length - 1
+    assert model.cut(words) == words[read + 1 :]
+    assert open_model(str(world.base), t5=False).cut(words) == words[read:]
 
 
 def test_a_prompt_that_goes_elsewhere_by_its_own_label_needs_a_route(looked, world, tmp_path):
@@ -400,10 +411,10 @@ class TestHub:
 
     def test_offline_ends_where_it_ends(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        with pytest.raises(ValueError), offline():
-            assert silence() == "HF_HUB_OFFLINE is set"
+        with pytest.raises(ValueError), offline("nobody there"):
+            assert silence() == "nobody there"
             raise ValueError
-        assert not hub.constants.HF_HUB_OFFLINE
+        assert not hub.constants.HF_HUB_OFFLINE and silence() != "nobody there"
 
     def test_a_hub_that_is_not_there_is_silent_and_says_why(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

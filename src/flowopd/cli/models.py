@@ -142,6 +142,8 @@ def sample(
 
     For GenEval: `flowopd sample --out runs/mine --prompts-file evaluation_metadata.jsonl --layout geneval --to geneval`
     """
+    if any(not text.strip() for text in prompt or ()):
+        raise ConfigError("a --prompt is empty; say what to draw")
     if bool(prompt) == bool(prompts_file) or (layout and not prompts_file):
         raise ConfigError(
             "what to draw? give --prompt TEXT, or --prompts-file FILE, maybe with --layout compbench or geneval"

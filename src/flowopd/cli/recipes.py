@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 
 from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_hardware, completed_recipe, pairs
 from flowopd.cli.shown import finish, hint
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, Interrupted
+from flowopd.gpus import gpu_named
 from flowopd.shipped import shipped_recipe, shipped_recipes
 
 
@@ -33,8 +35,14 @@ def init(
         ),
     ] = None,
     guidance: Annotated[
-        float, typer.Option(min=0, help="Of student and experts; 1 is none.", rich_help_panel=MODELS)
-    ] = 4.5,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of student and experts; 1 is none. Without it 4.5, or 1 for the mini base.",
+            rich_help_panel=MODELS,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a commented recipe after a few questions: base, experts, prompts, hardware.
 
@@ -52,12 +60,17 @@ def init(
         )
     from flowopd.stages import draft as stage
 
-    _check_given((base, stage.check_base), (gpu, stage.check_hardware))
+    given, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
+    _check_given((base, stage.check_base), (gpu, gpu_named))
+    _check_given(*((source, stage.check_shipped) for source in (*given.values(), *files.values())))
     base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
-    named = dict(pairs(teachers, "--teacher")) or _asked_teachers()
-    files = dict(pairs(prompts, "--prompts")) or _asked_files(named)
+    named = given or _asked_teachers()
+    files = files or _asked_files(named)
     known = ", ".join(stage.hardware_names())
-    gpu = gpu or _asked(f"Hardware: {known}", stage.hardware_here(), stage.check_hardware)
+    gpu = gpu or _asked(f"Hardware: {known}", stage.hardware_here(), gpu_named)
+    usual = stage.usual_guidance(base)
+    if guidance is None:
+        guidance = _asked_guidance(usual) if unanswered else usual
     drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
     _written(to, drafted.text)
     for warning in drafted.plan.warnings:
@@ -117,14 +130,14 @@ def _written(file: Path, text: str) -> None:
         raise ConfigError(f"{file} cannot be written ({error.strerror}); choose another file with --to") from None
 
 
-def _check_given(*checks: tuple[str | None, Callable[[str], None]]) -> None:
+def _check_given(*checks: tuple[str | None, Callable[[str], object]]) -> None:
     """Refuse what a flag says before anything is asked."""
     for value, check in checks:
         if value:
             check(value)
 
 
-def _asked(question: str, default: str | None, check: Callable[[str], None] = lambda _: None) -> str:
+def _asked(question: str, default: str | None, check: Callable[[str], object] = lambda _: None) -> str:
     """An answer, asked for again as long as `check` refuses it."""
 
     def checked(answer: str) -> str:
@@ -134,13 +147,35 @@ def _asked(question: str, default: str | None, check: Callable[[str], None] = la
             raise typer.BadParameter(str(error)) from None
         return answer
 
-    return str(typer.prompt(question, default=default, value_proc=checked, err=True))
+    try:
+        return str(typer.prompt(question, default=default, value_proc=checked, err=True))
+    except Interrupted as stop:
+        raise Interrupted(stop.number, "stopped", then="nothing was written") from None
+
+
+def _asked_guidance(usual: float) -> float:
+    """The guidance, a number from 0."""
+    return float(_asked("Guidance of student and experts; 1 is none", f"{usual:g}", _check_guidance))
+
+
+def _check_guidance(answer: str) -> None:
+    """Raises ConfigError for what is no number from 0."""
+    try:
+        fits = 0 <= float(answer) < math.inf
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"guidance {answer!r} is no number from 0; the paper takes 4.5, 1 is none")
 
 
 def _note_missing(source: str) -> None:
-    """Say so at once if a source is not here, as it need not be where a recipe is only written."""
-    from flowopd.stages.draft import is_there
+    """Say so at once if a source is not here, as it need not be where a recipe is only written.
 
+    Raises ConfigError for one that would be in the package.
+    """
+    from flowopd.stages.draft import check_shipped, is_there
+
+    check_shipped(source)
     if not is_there(source):
         typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
 

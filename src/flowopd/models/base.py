@@ -68,6 +68,10 @@ class Model(Protocol):
         """What a call of the plain pipeline needs for it to condition as `encode` does."""
         ...
 
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of the prompts whose end no text encoder reads, as they are too long."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts."""
         ...

@@ -212,6 +212,12 @@ class Sd3:
     def _is_published(self) -> bool:
         return self.source.name in TRANSFORMERS
 
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of the prompts that have more tokens than T5 reads, or CLIP where there is no T5."""
+        name, limit = ("tokenizer_3", self._t5_tokens) if self.t5 else ("tokenizer", self._clip_tokens)
+        tokens = self.source.load(AutoTokenizer, name)(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [text for text, own in zip(texts, tokens, strict=True) if len(own) > limit]
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
         """The conditioning of B prompts, on the CPU. The encoders are loaded for it: see `free_encoders`."""

@@ -82,7 +82,8 @@ def _loaded(source: str, name: str, split: str | None) -> Any:
     try:
         if any(os.path.exists(Path(name) / file) for file in SAVED):
             return _split(source, datasets.load_from_disk(name), split)
-        with nullcontext() if os.path.exists(name) or silence() is None else offline():
+        silent = None if os.path.exists(name) else silence()
+        with offline(silent) if silent else nullcontext():
             return datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(

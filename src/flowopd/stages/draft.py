@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
-from flowopd.gpus import CPU, GPUS, unknown_gpu
-from flowopd.hub import is_local, located
+from flowopd.gpus import CPU, GPUS, gpu_named
+from flowopd.hub import PACKAGE, is_local, located
 from flowopd.lora_file import weights_file
 from flowopd.models.published import TRANSFORMERS
 from flowopd.models.source import CONFIG, INDEX
@@ -77,21 +77,26 @@ def hardware_here() -> str:
     return min(named or GPUS, key=lambda gpu: abs(GPUS[gpu].memory - memory))
 
 
-def check_hardware(name: str) -> None:
-    """Raises ConfigError for hardware that is not known."""
-    if name != CPU and name not in GPUS:
-        raise ConfigError(unknown_gpu(name))
-
-
 def check_base(name: str) -> None:
     """Raises ConfigError for a base that is no short name, nothing here, and cannot be on the hub."""
     if name not in BASES and not is_there(name):
         raise ConfigError(f"base {name} is no folder here, and no hub id; give one, or {' or '.join(BASES)}")
 
 
+def usual_guidance(base: str) -> float:
+    """The guidance that a base is sampled with where nobody says otherwise: none in the mini world."""
+    return 1.0 if base.startswith(PACKAGE) else GUIDANCE
+
+
 def is_there(source: str) -> bool:
-    """Whether a source lies here, or may lie elsewhere: on the hub, or in a data set."""
+    """Whether a source lies here or in the package, or may lie elsewhere: on the hub, or in a data set."""
     return source.startswith(DATASET) or not is_local(source) or located(source).exists()
+
+
+def check_shipped(source: str) -> None:
+    """Raises ConfigError for a source of the package that does not ship with it."""
+    if source.startswith(PACKAGE) and not located(source).exists():
+        raise ConfigError(f"{source} does not ship with flowopd; take a path, a hub id, or a name that a recipe shows")
 
 
 def draft(wish: Wish, folder: Path = Path("runs/plan")) -> Draft:
@@ -101,7 +106,7 @@ def draft(wish: Wish, folder: Path = Path("runs/plan")) -> Draft:
     CheckpointError for a base that is none.
     """
     facts = _facts(wish)
-    limit = ROOM * _memory(wish.hardware)
+    limit = ROOM * _memory(facts["hardware"])
     for checkpointing in (False, True):
         one = {**facts, "checkpointing": checkpointing, "micro_batch": 1}
         planned = _planned(one, folder)
@@ -111,7 +116,7 @@ def draft(wish: Wish, folder: Path = Path("runs/plan")) -> Draft:
     total = planned.memory_gib["total"]
     raise ConfigError(
         f"{wish.base} with {len(wish.teachers)} teachers takes {total:.1f} GiB at the least, "
-        f"{wish.hardware} has {_memory(wish.hardware):.0f}; take a larger one of {', '.join(hardware_names())}"
+        f"{wish.hardware} has {_memory(facts['hardware']):.0f}; take a larger one of {', '.join(hardware_names())}"
     )
 
 
@@ -146,14 +151,13 @@ def _planned(facts: Mapping[str, Any], folder: Path) -> Plan:
 
 
 def _memory(hardware: str) -> float:
-    """GiB of a GPU by name, or of this machine. Raises ConfigError for another name."""
-    check_hardware(hardware)
+    """GiB of a GPU by its key, or of this machine."""
     return psutil.virtual_memory().total / GIB if hardware == CPU else GPUS[hardware].memory
 
 
 def _facts(wish: Wish) -> dict[str, Any]:
     """What the text says, but for what has to be fitted."""
-    base = BASES.get(wish.base, wish.base)
+    base, hardware = BASES.get(wish.base, wish.base), gpu_named(wish.hardware)
     alone = sorted({*wish.teachers} ^ {*wish.prompts})
     if alone or not wish.teachers:
         missing = alone[0] if alone else "NAME"
@@ -165,9 +169,9 @@ def _facts(wish: Wish) -> dict[str, Any]:
     published = base in TRANSFORMERS
     return {
         "title": f"{', '.join(teachers)} of {base} become one student.",
-        "hardware": wish.hardware,
+        "hardware": hardware,
         "base": base,
-        "dtype": "float32" if wish.hardware == CPU else "bfloat16",
+        "dtype": "float32" if hardware == CPU else "bfloat16",
         "resolution": 512 if published else None,
         "prompts": prompts,
         "teachers": teachers,

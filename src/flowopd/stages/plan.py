@@ -11,7 +11,7 @@ import torch
 from flowopd.adapters import Adapters
 from flowopd.configs import DistillConfig, MixConfig
 from flowopd.errors import ConfigError
-from flowopd.gpus import CPU, GPUS, Gpu, unknown_gpu
+from flowopd.gpus import CPU, GPUS, Gpu, gpu_named
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
@@ -59,8 +59,7 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
     Raises ConfigError if the recipe has neither or asks for more steps than there are, the GPU is not known, or the
     rate or the number of processes is not positive.
     """
-    if gpu not in (*GPUS, CPU):
-        raise ConfigError(f"{unknown_gpu(gpu)}, or give a rate with --flops")
+    gpu = gpu_named(gpu, otherwise=", or give a rate with --flops")
     if flops is not None and not flops > 0:
         raise ConfigError(f"a rate of {flops:g} floating-point operations a second cannot be; give a positive one")
     if processes < 1:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flowopd.processes import is_main
 from flowopd.quiet import QUIET, is_on
@@ -116,11 +116,9 @@ class Bar:
     def __init__(self, stage: str, total: int, samples: int) -> None:
         self._stage, self._total, self._pace = stage, total, Pace(samples)
         self._values: deque[float] = deque(maxlen=RECENT)
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
         fields = TextColumn("{task.fields[rate]} {task.fields[note]}")
-        self._progress = Progress(
-            TextColumn("{task.description}"), *columns, TimeRemainingColumn(), fields, console=console
-        )
+        self._progress = Progress(TextColumn("{task.description}"), *columns, fields, console=console)
 
     def start(self) -> None:
         """Show the empty bar."""

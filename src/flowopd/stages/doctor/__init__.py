@@ -36,7 +36,7 @@ def doctor(recipe: Recipe | None = None, out: str | Path = "runs/run") -> list[C
         return [*checks, hub(quiet, []), machine.disk(Path(out))]
     usable = recipe if device.state != FAILED else recipe.model_copy(update={"device": "cpu"})
     session = Session(usable, Path(out))
-    with offline() if quiet else nullcontext():
+    with offline("see hub") if quiet else nullcontext():
         return [*checks, hub(quiet, missing(session)), *_of_recipe(session)]
 
 

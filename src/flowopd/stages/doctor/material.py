@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from flowopd.errors import DataError
+from flowopd.errors import CheckpointError, DataError
 from flowopd.recipe import Recipe
 from flowopd.session import Session
 from flowopd.stages.beforehand import check_anchor
 from flowopd.stages.doctor.check import OK, WARNING, Check, looked
-
-LONGEST = 2000
-"""Characters beyond which the text encoders, which read 256 tokens at most, surely cut a prompt."""
 
 
 def prompts(session: Session) -> Iterator[Check]:
@@ -29,11 +26,18 @@ def sources(recipe: Recipe) -> list[tuple[str, str]]:
 def _source(session: Session, label: str, split: str) -> Check:
     read = session.prompts(label, split)
     texts = [prompt.text for prompt in read]
-    repeated, cut = len(texts) - len(set(texts)), sum(len(text) > LONGEST for text in texts)
+    repeated, cut = len(texts) - len(set(texts)), _cut(session, texts)
     fact = f"{len(texts)} prompts, {repeated} of them repeated, the longest of {max(map(len, texts))} characters"
     mends = ["drop what is repeated, unless it is to weigh more"] if repeated else []
-    mends += [f"shorten the {cut} of more than {LONGEST} characters: text encoders cut them"] if cut else []
+    mends += [f"shorten the {len(cut)} that the text encoders cut, such as {cut[0][:80]!r}"] if cut else []
     return Check(f"prompts {label}.{split}", WARNING if mends else OK, fact, "; ".join(mends))
+
+
+def _cut(session: Session, texts: Sequence[str]) -> list[str]:
+    """Those of the prompts that are too long, as far as the base's tokenizers are here to tell."""
+    with suppress(CheckpointError):
+        return session.model.cut(texts)
+    return []
 
 
 def routes(session: Session) -> Iterator[Check]:
