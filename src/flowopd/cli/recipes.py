@@ -38,7 +38,7 @@ def init(
         float | None,
         typer.Option(
             min=0,
-            help="Of student and experts; 1 is none. Without it 4.5, or 1 for the mini base.",
+            help="Of student and experts; 1 is none. Without it 4.5, or 1 for a base that ships with flowopd.",
             rich_help_panel=MODELS,
             show_default=False,
         ),

@@ -84,7 +84,7 @@ def check_base(name: str) -> None:
 
 
 def usual_guidance(base: str) -> float:
-    """The guidance that a base is sampled with where nobody says otherwise: none in the mini world."""
+    """The guidance that a base is sampled with where nobody says otherwise: none for one that ships with flowopd."""
     return 1.0 if base.startswith(PACKAGE) else GUIDANCE
 
 
