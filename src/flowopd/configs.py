@@ -155,7 +155,7 @@ class QueryConfig(Strict):
         description="every step; `k` at random; one, by a Beta distribution over the rollout (2606.27377); or `steps`. "
         "At random means each sample its own, all samples of an update together evenly spread",
     )
-    k: int = Field(2, ge=1, description="steps a rollout, for `random`")
+    k: int | None = Field(None, ge=1, description="steps a rollout, for `random`; none is 2, or 1 where there is one")
     a: float = Field(5.0, gt=0, description="of Beta(a, b), for `beta`: above b the trained step is late, towards data")
     b: float = Field(2.0, gt=0, description="of Beta(a, b), for `beta`")
     steps: tuple[int, ...] | None = Field(None, description="the steps from 0, noise, on, for `fixed`")

@@ -90,7 +90,7 @@ class RandomSteps:
     def at(self, place: float, n: int) -> Queries:
         """The step at the place, and those at equal distances from it."""
         if self.k > n:
-            raise ConfigError(f"k = {self.k} queried steps do not fit in a rollout of {n} trained steps")
+            raise ConfigError(f"k = {self.k} queried steps do not fit in a rollout of {n} trained steps; lower k")
         first = Fraction(place) * n
         indices = sorted(int(first + Fraction(i * n, self.k)) % n for i in range(self.k))
         return Queries(tuple(indices), (n / self.k,) * self.k)

@@ -18,10 +18,11 @@ from flowopd.prompts import Prompt, write_prompts
 from flowopd.recipe import make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.routing import LabelRouter
+from flowopd.sampling import SamplingConfig
 from flowopd.session import Session
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
-from flowopd.stages.updates import counts_of
+from flowopd.stages.updates import counts_of, plans_of
 from flowopd.train import Trainer
 
 MERGED = {"kind": "merge"}
@@ -303,6 +304,13 @@ def test_prompts_are_encoded_once_however_often_they_occur(world, tmp_path, monk
     for _ in range(2):
         session.encode(prompts * 3)
     assert sorted(encoded) == sorted({"", *(prompt.text for prompt in prompts)})
+
+
+@pytest.mark.parametrize(("steps", "queried"), [(1, 1), (2, 2), (10, 2)])
+def test_two_steps_are_queried_unless_there_is_one(steps, queried):
+    config = DistillConfig(sampling=SamplingConfig(steps=steps))
+    (plan,) = plans_of(config, seed=0, step=0, updates=1, samples=6)
+    assert [len(queries.indices) for queries in plan] == [queried] * 6
 
 
 def test_prompts_that_are_cut_are_told_once(world, tmp_path, capsys):

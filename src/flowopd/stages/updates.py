@@ -134,16 +134,21 @@ def counts_of(config: DistillConfig, labels: Sequence[str], turn: int) -> dict[s
 
 def plans_of(config: DistillConfig, seed: int, step: int, updates: int, samples: int) -> list[list[Queries]]:
     """What each sample queries in each of so many updates from `step` on, a function of the seed and the step."""
-    rule, steps = query_rule(config.query), config.sampling.steps
+    steps = config.sampling.steps
+    rule = query_rule(config.query, steps)
     draws = [torch.Generator().manual_seed(seed_of(seed, "queries", step + i)) for i in range(updates)]
     return [[rule.at(place, steps) for place in places(samples, draw)] for draw in draws]
 
 
-def query_rule(config: QueryConfig) -> Query:
-    """The rule that a recipe names."""
+FEW = 2
+"""Queried steps of a rollout where nobody says how many (docs/choices.md)."""
+
+
+def query_rule(config: QueryConfig, steps: int) -> Query:
+    """The rule that a recipe names, for rollouts of so many steps."""
     rules = {
         "all": AllSteps,
-        "random": lambda: RandomSteps(config.k),
+        "random": lambda: RandomSteps(config.k or min(FEW, steps)),
         "beta": lambda: BetaStep(config.a, config.b),
         "fixed": lambda: FixedSteps(config.steps or ()),
     }
