@@ -1,6 +1,7 @@
 """`flowopd init`: a recipe that loads, fits its hardware by the plan, and runs; asked for what flags do not say."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -192,3 +193,23 @@ def test_a_flag_that_cannot_be_is_refused_before_anything_is_asked(flowopd, tmp_
     also = ("--gpu", "cpu") if flag == "--base" else ()
     made = flowopd("init", flag, value, *also, "--to", tmp_path / "mine.yaml")
     assert made.code == 2 and value in made.err
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "gpu"),
+    [
+        ("NVIDIA L40", 44.4, ("rtx6000-ada", "a6000", "l40s")),
+        ("NVIDIA L40S", 44.4, ("l40s",)),
+        ("NVIDIA L4", 22.0, ("l4",)),
+        ("NVIDIA A100-SXM4-80GB", 79.3, ("a100-80gb",)),
+        ("NVIDIA A100-PCIE-40GB", 39.4, ("a100-40gb",)),
+        ("NVIDIA H100 80GB HBM3", 79.1, ("h100",)),
+        ("NVIDIA GeForce RTX 4090", 23.6, ("rtx4090",)),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, ("rtx6000-ada",)),
+    ],
+)
+def test_the_gpu_here_is_known_by_its_memory_and_then_its_name(monkeypatch, name, gib, gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+    assert drafting.hardware_here() in gpu

@@ -68,13 +68,12 @@ def hardware_names() -> list[str]:
 
 
 def hardware_here() -> str:
-    """This machine's hardware by those names: the GPU of that name or else of the nearest memory, or the CPU."""
+    """This machine's hardware by those names: the GPU nearest in memory, of several the one so named; or the CPU."""
     if not torch.cuda.is_available():
         return CPU
     name = re.sub(r"\W", "", torch.cuda.get_device_name()).lower()
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    named = [gpu for gpu in GPUS if gpu.split("-")[0] in name]
-    return min(named or GPUS, key=lambda gpu: abs(GPUS[gpu].memory - memory))
+    return min(GPUS, key=lambda gpu: (abs(GPUS[gpu].memory - memory), gpu.split("-")[0] not in name))
 
 
 def check_base(name: str) -> None:
