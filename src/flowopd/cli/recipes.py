@@ -60,17 +60,15 @@ def init(
         )
     from flowopd.stages import draft as stage
 
-    given, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
+    named, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
     _check_given((base, stage.check_base), (gpu, gpu_named))
-    _check_given(*((source, stage.check_shipped) for source in (*given.values(), *files.values())))
+    _check_given(*((source, stage.check_shipped) for source in (*named.values(), *files.values())))
     base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
-    named = given or _asked_teachers()
+    named = named or _asked_teachers()
     files = files or _asked_files(named)
-    known = ", ".join(stage.hardware_names())
-    gpu = gpu or _asked(f"Hardware: {known}", stage.hardware_here(), gpu_named)
-    usual = stage.usual_guidance(base)
+    gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), stage.hardware_here(), gpu_named)
     if guidance is None:
-        guidance = _asked_guidance(usual) if unanswered else usual
+        guidance = _guidance(stage.usual_guidance(base), asks=bool(unanswered))
     drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
     _written(to, drafted.text)
     for warning in drafted.plan.warnings:
@@ -153,9 +151,10 @@ def _asked(question: str, default: str | None, check: Callable[[str], object] = 
         raise Interrupted(stop.number, "stopped", then="nothing was written") from None
 
 
-def _asked_guidance(usual: float) -> float:
-    """The guidance, a number from 0."""
-    return float(_asked("Guidance of student and experts; 1 is none", f"{usual:g}", _check_guidance))
+def _guidance(usual: float, asks: bool) -> float:
+    """The usual guidance, or what is answered instead: a number from 0."""
+    question = "Guidance of student and experts; 1 is none"
+    return float(_asked(question, f"{usual:g}", _check_guidance)) if asks else usual
 
 
 def _check_guidance(answer: str) -> None:

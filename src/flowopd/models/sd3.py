@@ -214,9 +214,14 @@ class Sd3:
 
     def cut(self, texts: Sequence[str]) -> list[str]:
         """Those of the prompts that have more tokens than T5 reads, or CLIP where there is no T5."""
-        name, limit = ("tokenizer_3", self._t5_tokens) if self.t5 else ("tokenizer", self._clip_tokens)
-        tokens = self.source.load(AutoTokenizer, name)(list(texts), truncation=False, verbose=False)["input_ids"]
+        limit = self._t5_tokens if self.t5 else self._clip_tokens
+        tokens = self._reader(list(texts), truncation=False, verbose=False)["input_ids"]
         return [text for text, own in zip(texts, tokens, strict=True) if len(own) > limit]
+
+    @cached_property
+    def _reader(self) -> Any:
+        """The tokenizer of the text encoder that reads most."""
+        return self.source.load(AutoTokenizer, "tokenizer_3" if self.t5 else "tokenizer")
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
