@@ -216,7 +216,10 @@ class WatchConfig(Strict):
     """When a reward that tells no picture from another stops a training."""
 
     patience: int | None = Field(
-        5, ge=1, description="updates in a row that may give all pictures one and the same reward; none is any number"
+        5,
+        ge=1,
+        description="updates in a row, of four prompts or more, that may give all pictures one and the same reward; "
+        "none is any number",
     )
 
 

@@ -245,8 +245,8 @@ def test_the_doctor_has_golden_pictures_scored_elsewhere(flowopd, world, reward_
 
 def test_a_judge_that_says_nothing_stops_an_expert_with_the_cause(teach, reward_server, tmp_path):
     served = reward_server(lambda pictures, prompts: Scores(np.zeros(len(prompts))), "look")
-    outcome = teach(served.url, "watch.patience=3")
-    told(outcome, "reward 'look'", "gave 0 to all 3 pictures of each of the updates 0 to 2", "run `flowopd doctor`")
+    outcome = teach(served.url, "watch.patience=1")
+    told(outcome, "reward 'look'", "gave 0 to all 3 pictures of each of the updates 0 to 3", "run `flowopd doctor`")
     assert not (tmp_path / "out" / "teachers").exists()
     assert teach(served.url, "watch.patience=null").code == 0 and (tmp_path / "out" / "teachers" / "look").exists()
 

@@ -78,9 +78,10 @@ def scoring(monkeypatch, value):
 def test_each_task_of_a_mix_is_watched_on_its_own(world, tmp_path, monkeypatch):
     scoring(monkeypatch, 1.0)
     tasks = {"composition": {**COMPOSITION, "reward": "mini_holdout", "detail": None}, "quality": QUALITY}
-    session = world.session(tmp_path / "out", grpo_mix={**MIX, "tasks": tasks}, watch={"patience": 2})
+    mix = {**MIX, "tasks": tasks, "optim": {**MIX["optim"], "updates": 4}}
+    session = world.session(tmp_path / "out", grpo_mix=mix, watch={"patience": 1})
     with pytest.raises(
-        NumericsError, match=r"'mini_quality' .* gave 1 to all 3 pictures .* 0 to 1, its best: the task is solved"
+        NumericsError, match=r"'mini_quality' .* gave 1 to all 3 pictures .* 0 to 3, its best: the task is solved"
     ):
         train_mix(session)
 

@@ -63,9 +63,18 @@ def test_a_task_of_several_that_never_spoke_or_fell_silent_below_its_best_stops(
         watched(*updates, alone=False)
 
 
-def test_a_detail_has_no_best():
-    with pytest.raises(NumericsError, match="to all 4 pictures"):
-        watched(OTHER, *BEST, alone=False, detail="part")
+def test_a_detail_is_solved_at_the_highest_it_ever_gave():
+    watched(OTHER, *[np.full(4, 3.0)] * (2 * PATIENCE), alone=False, detail="part")
+    with pytest.raises(NumericsError, match="gave 3 to all 4 pictures of each of the updates 2 to 4"):
+        watched(OTHER, np.full(4, 3.5), *[np.full(4, 3.0)] * PATIENCE, alone=False, detail="part")
+
+
+def test_few_prompts_an_update_take_more_updates():
+    watch = RewardWatch("look", "signs", PATIENCE)
+    for step in range(5):
+        watch(step, SAME, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
+    with pytest.raises(NumericsError, match="of each of the updates 0 to 5"):
+        watch(5, SAME, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
 
 
 @pytest.mark.parametrize(("patience", "updates"), [(PATIENCE, PATIENCE - 1), (None, 50)])

@@ -12,6 +12,9 @@ from flowopd.prompts import Prompt
 BEST = 1.0
 """The top of a reward's range, which a detail may not have."""
 
+PROMPTS = 4
+"""Prompts that an update of patience stands for: some are easy, and a few of them in a row say nothing of a judge."""
+
 CAUSES = {
     0.0: ": none of them is right, or the judge is broken; run `flowopd doctor`, take easier prompts",
     BEST: ", its best: the task is solved, or the judge says yes to all; run `flowopd doctor`, take harder prompts",
@@ -23,9 +26,9 @@ class RewardWatch:
     """Looks at the rewards of every update before anything is learnt from them.
 
     The names of the reward, of its prompts' label and of its detail, if that is trained on, go into errors. `patience`
-    is how many updates in a row may have one and the same reward for all their pictures; the last of them stops the
-    run. None is any number. A reward that is not `alone`, and has given other ones before, may give all pictures its
-    best: a task of several is solved, and the others go on.
+    is how many updates in a row, of PROMPTS prompts or more, may have one and the same reward for all their pictures;
+    the last of them stops the run. None is any number. A reward that is not `alone`, and has given other ones before,
+    may give all pictures the highest that it has given: a task of several is solved, and the others go on.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class RewardWatch:
     ) -> None:
         self._what = f"{f'detail {detail!r} of ' if detail else ''}reward {reward!r} for the prompts of {label!r}"
         self._patience, self._causes = patience, {} if detail else CAUSES
-        self._value, self._updates = 0.0, 0
+        self._value, self._highest, self._updates, self._prompts = 0.0, -np.inf, 0, 0
         self._alone = alone
 
     def __call__(self, step: int, rewards: np.ndarray, prompts: Sequence[Prompt]) -> None:
@@ -44,19 +47,27 @@ class RewardWatch:
         """
         check_finite(f"{self._what} in update {step}", rewards, prompts)
         value = float(rewards[0])
-        if (rewards != rewards[0]).any():
-            self._updates = 0
-            return
-        self._updates = self._updates + 1 if self._updates and value == self._value else 1
+        self._highest = max(self._highest, float(rewards.max()))
+        tells_apart = bool((rewards != value).any())
+        if tells_apart or value != self._value:
+            self._updates = self._prompts = 0
         self._value = value
+        if tells_apart:
+            return
+        self._updates += 1
+        self._prompts += len({prompt.text for prompt in prompts})
         first = step - self._updates + 1
-        is_solved = value == BEST and bool(self._causes) and first > 0 and not self._alone
-        if self._patience is not None and self._updates >= self._patience and not is_solved:
+        is_solved = not self._alone and first > 0 and value == self._highest
+        if self._is_over() and not is_solved:
             cause = self._causes.get(value, ": nothing is learnt from that; run `flowopd doctor`")
             raise NumericsError(
                 f"{self._what} gave {value:g} to all {len(rewards)} pictures of each of the updates "
                 f"{first} to {step}{cause}, or set watch.patience=null to go on"
             )
+
+    def _is_over(self) -> bool:
+        patience = self._patience
+        return patience is not None and self._updates >= patience and self._prompts >= PROMPTS * patience
 
 
 def check_finite(what: str, values: np.ndarray, prompts: Sequence[Prompt]) -> None:
