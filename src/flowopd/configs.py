@@ -37,7 +37,9 @@ class AdapterConfig(Strict):
 class PromptFiles(Strict):
     """The prompts of one label: files, or data sets as `datasets:NAME[@SPLIT][#COLUMN]`."""
 
-    train: str | None = Field(None, description="prompts that are trained on")
+    train: str | None = Field(
+        None, description="prompts that are trained on; a label with neither these nor a route is judged alone"
+    )
     test: str | None = Field(None, description="prompts of the evaluation")
     unseen: str | None = Field(None, description="prompts of kinds that no training saw")
     rewritten: str | None = Field(None, description="the test prompts in other words")

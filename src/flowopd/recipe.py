@@ -57,7 +57,7 @@ class Recipe(Strict):
     resolution: int | None = Field(
         None, ge=1, le=8192, description="side of the pictures in pixels; none is the model's own"
     )
-    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
+    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label, which is what they are routed by")
     teachers: dict[TeacherName, TeacherConfig] = Field({}, description="the experts by name")
     routes: dict[str, str | dict[str, float]] | None = Field(
         None, description="a label's teacher, or weights over teachers; a label without one goes to its own teacher"
@@ -106,6 +106,20 @@ class Recipe(Strict):
         """The names of all rewards that it trains on, evaluates by, or sets up as judges."""
         metrics = self.evaluate.metrics.values() if self.evaluate else ()
         return [*(task.reward for task in self.rewarded()), *(metric.reward for metric in metrics), *self.judges]
+
+    def trained_labels(self) -> list[str]:
+        """The labels that a student learns on; one without a route and without training prompts is judged alone.
+
+        Raises ConfigError if there is none.
+        """
+        routed = {*self.teachers, *(self.routes or {})}
+        labels = [label for label, files in self.prompts.items() if files.train is not None or label in routed]
+        if not labels:
+            known = ", ".join(self.prompts) or "none"
+            raise ConfigError(
+                f"no label has prompts to learn on (labels: {known}); add prompts.LABEL.train, or --prompts LABEL=FILE"
+            )
+        return labels
 
     def rewarded(self) -> list[RewardConfig]:
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""

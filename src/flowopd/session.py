@@ -140,6 +140,13 @@ class Session:
             raise ConfigError(f"no {split} prompts for label {label!r} (labels: {known}); {mend}")
         return read_prompts(_located(source), label)
 
+    def training_prompts(self) -> dict[str, list[Prompt]]:
+        """The training prompts of each label that a student learns on.
+
+        Raises ConfigError for a label with a route and without any, and if there is no label.
+        """
+        return {label: self.prompts(label, "train") for label in self.recipe.trained_labels()}
+
     def encode(self, prompts: Iterable[Prompt]) -> Conditioning:
         """The conditioning of these prompts, each encoded once, by one of the processes, into the run's cache."""
         texts, cache = conditioning.distinct(prompt.text for prompt in prompts), self.out / "cache"

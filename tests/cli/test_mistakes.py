@@ -35,6 +35,10 @@ MISTAKES = {
     "an adapter of unknown modules": (with_expert("strange"), ["quality", "no linear module of this base"]),
     "an adapter that lacks one tensor": (with_expert("halved"), ["{halved}", "only one of lora_A and lora_B"]),
     "an adapter that lacks a module": (with_expert("holed"), ["quality", "lacks the weights of 1 modules"]),
+    "no prompts to learn on": (
+        "run {recipe} --out {out} --set prompts={{}} --set evaluate=null",
+        ["no label has prompts to learn on (labels: none)", "add prompts.LABEL.train"],
+    ),
     "an unknown reward of an expert": (
         "teacher --name look --reward mini_qualty --base {base} --prompts a={prompts}/train/quality.jsonl --out {out}",
         ["'mini_qualty'", "did you mean 'mini_quality'"],

@@ -229,6 +229,21 @@ def test_every_update_sees_every_label_at_every_step(world, tmp_path, distilling
     assert all(wanted <= row.keys() for row in rows(tmp_path / "out"))
 
 
+def test_a_label_without_training_prompts_and_route_is_judged_alone(world, tmp_path, distilling):
+    def left_out(name, **parts):
+        tree = world.tree(distill=distilling(), **parts)
+        tree["teachers"].pop("quality")
+        tree["prompts"]["quality"].pop("train")
+        return open_run(make_recipe(tree), tmp_path / name)
+
+    session = left_out("out")
+    assert list(session.training_prompts()) == ["composition"]
+    distill(session)
+    assert {key.split("/")[1] for row in rows(session.out) for key in row if key.startswith("gap/")} == {"composition"}
+    with pytest.raises(ConfigError, match=r"no train prompts for label 'quality' .*; add prompts\.quality\.train"):
+        distill(left_out("routed", routes={"quality": "composition"}))
+
+
 def test_every_update_draws_as_many_prompts_of_every_label(world, tmp_path, distilling, monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from flowopd.hub import located
+from flowopd.mini.splits import SKILLS, write_splits
 from flowopd.mini.wishes import Part, Wish, held_out
 from flowopd.mini.world import Sign
 from flowopd.prompts import read_prompts
@@ -78,3 +79,17 @@ def test_rewritten_asks_for_the_same_in_other_words(label):
 def test_signs_are_quoted_once_and_only_on_signs(split, label):
     for prompt in prompts(split, label):
         assert len(quoted(prompt)) == (prompt.metadata["tag"] == "text")
+
+
+def test_the_files_are_those_that_the_command_writes(tmp_path):
+    write_splits(tmp_path)
+    shipped = located("package:mini/prompts")
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl")}
+    assert made == {path.relative_to(shipped) for path in shipped.rglob("*.jsonl")} and len(made) == 21
+    assert all((tmp_path / name).read_text() == (shipped / name).read_text() for name in made)
+
+
+def test_every_training_prompt_of_composition_belongs_to_one_skill():
+    skilled = sorted(prompt.text for skill in SKILLS for prompt in prompts("train", skill))
+    assert skilled == sorted(prompt.text for prompt in prompts("train", "composition"))
+    assert {prompt.label for skill in SKILLS for prompt in prompts("train", skill)} == set(SKILLS)

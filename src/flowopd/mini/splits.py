@@ -16,9 +16,21 @@ TEST, UNSEEN, TRAIN = 360, 360, 900
 ENOUGH = 300
 """Test prompts that a domain has at least, for the sake of its intervals."""
 
+SKILLS = {
+    "objects": ("single_object", "two_object"),
+    "counting": ("counting",),
+    "colors": ("colors",),
+    "attributes": ("color_attr",),
+    "relations": ("position",),
+}
+"""Tasks of the composition prompts that an expert of their own may be trained on."""
+
 
 def write_splits(folder: Path, seed: int = 0) -> None:
-    """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test."""
+    """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test.
+
+    The training prompts of composition once more by skill: `train/SKILL.jsonl`.
+    """
     for domain, tasks in DOMAINS.items():
         rng = np.random.default_rng([seed, list(DOMAINS).index(domain)])
         test = [wish for task in tasks for wish in _distinct(task, domain, TEST // len(tasks), set(), rng)]
@@ -32,6 +44,14 @@ def write_splits(folder: Path, seed: int = 0) -> None:
         for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
             prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
             write_prompts(folder / split / f"{domain}.jsonl", prompts)
+        if domain == "composition":
+            _write_skills(folder / "train", train)
+
+
+def _write_skills(folder: Path, pairs: list[tuple[str, Wish]]) -> None:
+    for skill, tasks in SKILLS.items():
+        own = [Prompt(text, skill, metadata(wish, text)) for text, wish in pairs if wish.task in tasks]
+        write_prompts(folder / f"{skill}.jsonl", own)
 
 
 def _distinct(task: str, domain: str, wanted: int, taken: set[str], rng: np.random.Generator) -> list[tuple[str, Wish]]:

@@ -71,13 +71,13 @@ def check_distillation(session: Session, config: DistillConfig) -> None:
     where the loss needs it; DataError for labels without a route.
     """
     recipe = session.recipe
-    samples = sum(counts_of(config, list(recipe.prompts), turn=0).values())
+    samples = sum(counts_of(config, recipe.trained_labels(), turn=0).values())
     queried = {i for queries in plans_of(config, recipe.seed, 0, 1, samples)[0] for i in queries.indices}
     if config.is_sampled and config.distillation:
         dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
         for i in range(config.sampling.steps) if config.looks_ahead else queried:
             dynamics[i].kl_weight(grid[i], grid[i + 1])
-    session.route([prompt.label for label in recipe.prompts for prompt in session.prompts(label, "train")])
+    session.route([prompt.label for prompts in session.training_prompts().values() for prompt in prompts])
 
 
 def _check_rewards(recipe: Recipe) -> None:

@@ -62,7 +62,7 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
 def fine_tune(session: Session, config: SftConfig) -> Path:
     """Flow matching on latents that each expert sampled for the prompts of the labels that are routed to it."""
     session.load_teachers()
-    prompts = {label: session.prompts(label, "train") for label in session.routed(list(session.recipe.prompts))}
+    prompts = {label: session.prompts(label, "train") for label in session.routed(session.recipe.trained_labels())}
     every = [prompt for group in prompts.values() for prompt in group]
     conditioning = session.encode(every)
     samples = _expert_samples(session, config, prompts, conditioning)

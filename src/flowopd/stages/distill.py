@@ -32,7 +32,7 @@ def distill(session: Session) -> Path:
     without a route.
     """
     config = _config(session)
-    prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
+    prompts = session.training_prompts()
     every = [prompt for group in prompts.values() for prompt in group]
     session.route([prompt.label for prompt in every])
     teachers = session.load_teachers() if config.distillation else []

@@ -191,7 +191,7 @@ def _of_distillation(session: Session) -> Tasks:
     """Each label's own loss at the states of the student's trajectories, in closed form, anchor and all."""
     config = session.recipe.distill
     assert config is not None
-    prompts = {label: session.prompts(label, "train") for label in session.recipe.prompts}
+    prompts = session.training_prompts()
     session.load_teachers()
     every = [prompt for group in prompts.values() for prompt in group]
     conditioning = session.encode(every)

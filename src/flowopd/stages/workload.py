@@ -95,7 +95,7 @@ def of_distillation(session: Session, config: DistillConfig) -> Workload:
     """The student's rollout up to its last queried step, its forwards at states it left, and at the queried ones its
     teachers, the anchor and a backward; the mean over the updates of the run, whose queries the seed tells."""
     recipe = session.recipe
-    samples = config.samples_per_label * len(recipe.prompts)
+    samples = config.samples_per_label * len(recipe.trained_labels())
     student = samples * rows_of(config.sampling.guidance)
     taught, held = _frozen_rows(session, config)
     visits = queried_visits(config, recipe.seed, samples)
@@ -168,7 +168,7 @@ def of_policy(session: Session, stage: str, config: PolicyConfig) -> Workload:
 def of_sft(session: Session, config: SftConfig) -> Workload:
     """Flow matching on images, which the experts draw once."""
     recipe = session.recipe
-    labels = session.routed(list(recipe.prompts))
+    labels = session.routed(recipe.trained_labels())
     each, steps = -(-config.images // len(labels)), config.sampling.steps
     guided = [rows_of(session.guidance(strongest(session, label), config.sampling.guidance)) for label in labels]
     return Workload(
@@ -213,7 +213,7 @@ def _frozen_rows(session: Session, config: DistillConfig) -> tuple[float, float]
 
     Labels that are routed by the text of their prompts are taken to be spread as the others are.
     """
-    every = list(session.recipe.prompts)
+    every = session.recipe.trained_labels()
     labels = session.routed(every)
     scales = {name: session.guidance(name, config.sampling.guidance) for name in session.recipe.teachers}
     taught = held = 0

@@ -47,7 +47,8 @@ def routes(session: Session) -> Iterator[Check]:
 
 
 def _routes(session: Session) -> Check:
-    labels = list(dict.fromkeys(label for given in session.recipe.prompts for label in _labels(session, given)))
+    every = session.recipe.trained_labels()
+    labels = list(dict.fromkeys(label for given in every for label in _labels(session, given)))
     router = session.router(labels)
     check_anchor(session.recipe)
     known = session.routed(labels)

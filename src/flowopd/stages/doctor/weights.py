@@ -151,7 +151,8 @@ def _encoded(session: Session) -> set[str]:
     """The texts that a run will encode, as far as they can be read."""
     recipe, texts = session.recipe, {NULL}
     every = recipe.distill is not None or isinstance(recipe.coldstart, SftConfig)
-    for label in recipe.prompts if every else {task.prompts for task in recipe.rewarded()}:
+    labels = [label for label, files in recipe.prompts.items() if files.train is not None]
+    for label in labels if every else {task.prompts for task in recipe.rewarded()}:
         with suppress(FlowOpdError):
             texts |= {prompt.text for prompt in session.prompts(label, "train")}
     if recipe.evaluate is not None:
