@@ -179,13 +179,15 @@ def _refuse_another(out: Path, mine: Recipe) -> None:
 
 def refuse_changes(session: Session) -> None:
     """Refuse to go on with a base that is run otherwise, or where other files lie by the names of the base, an expert
-    or prompts: what is trained already saw those before.
+    or prompts: what is trained already saw those before. An expert that nothing learns from may change.
 
     Raises ConfigError for what is not as the manifest says.
     """
     if not _trained(session.out):
         return
-    brought = [name for name, teacher in session.recipe.teachers.items() if teacher.train is None]
+    recipe = session.recipe
+    learns = recipe.distill is not None or recipe.coldstart is not None
+    brought = [name for name, teacher in recipe.teachers.items() if teacher.train is None and learns]
     now = {"sha256": session.hashes(brought), "sha256_prompts": session.training_hashes()}
     manifest = read_manifest(session.out)
     then = {kind: {name: manifest.get(kind, {}).get(name, value) for name, value in now[kind].items()} for kind in now}

@@ -177,6 +177,23 @@ def test_another_file_by_the_same_name_is_refused_with_both_hashes(moving, disti
     assert not changed
 
 
+def test_an_expert_that_nothing_learns_from_may_change(moving, tmp_path):
+    mix = {
+        "tasks": {"quality": {"reward": "mini_quality", "prompts": "quality"}},
+        "prompts_per_update": 1,
+        "group": 2,
+        "sampling": {"steps": 2, "sampler": "sde", "window": 1},
+        "adapter": {"rank": 2},
+        "optim": {"updates": 1},
+    }
+    recipe = make_recipe(moving.tree(grpo_mix=mix))
+    run(recipe, tmp_path / "mix")
+    weights = (tmp_path / "mix" / "grpo_mix" / WEIGHTS).read_bytes()
+    changed_teacher(moving)
+    run(recipe, tmp_path / "mix")
+    assert (tmp_path / "mix" / "grpo_mix" / WEIGHTS).read_bytes() == weights
+
+
 def test_a_file_that_only_the_evaluation_reads_may_change(moving, distilling, again):
     file = moving.prompts / "test" / "quality.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
