@@ -220,8 +220,8 @@ class WatchConfig(Strict):
     patience: int | None = Field(
         5,
         ge=1,
-        description="updates in a row, of four prompts or more, that may give all pictures one and the same reward; "
-        "none is any number",
+        description="updates in a row that may give all pictures one and the same reward, if they hold four times as "
+        "many prompts; none is any number",
     )
 
 
@@ -237,7 +237,10 @@ class MetricConfig(Strict):
     split: Split | None = Field(None, description="of the prompts; none is the evaluation's")
     owner: str | None = Field(None, description="the teacher whose metric this is")
     grouped: bool = Field(False, description="mean of the means of the prompts' tags, as GenEval's score")
-    held_out: bool = Field(False, description="a judge that no stage trains on; left out of the average")
+    held_out: bool = Field(
+        False,
+        description="left out of the average: a judge that no stage trains on, or prompts that it is not trained on",
+    )
 
 
 class EvaluateConfig(Strict):

@@ -57,7 +57,7 @@ class Recipe(Strict):
     resolution: int | None = Field(
         None, ge=1, le=8192, description="side of the pictures in pixels; none is the model's own"
     )
-    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label, which is what they are routed by")
+    prompts: dict[Label, PromptFiles] = Field({}, description="prompts by label; a prompt is routed by its label")
     teachers: dict[TeacherName, TeacherConfig] = Field({}, description="the experts by name")
     routes: dict[str, str | dict[str, float]] | None = Field(
         None, description="a label's teacher, or weights over teachers; a label without one goes to its own teacher"

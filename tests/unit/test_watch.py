@@ -65,8 +65,14 @@ def test_a_task_of_several_that_never_spoke_or_fell_silent_below_its_best_stops(
 
 def test_a_detail_is_solved_at_the_highest_it_ever_gave():
     watched(OTHER, *[np.full(4, 3.0)] * (2 * PATIENCE), alone=False, detail="part")
-    with pytest.raises(NumericsError, match="gave 3 to all 4 pictures of each of the updates 2 to 4"):
-        watched(OTHER, np.full(4, 3.5), *[np.full(4, 3.0)] * PATIENCE, alone=False, detail="part")
+    with pytest.raises(NumericsError, match="gave 3 to all 4 pictures of each of the updates 1 to 3"):
+        watched(np.array([3.0, 3.0, 3.5, 3.0]), *[np.full(4, 3.0)] * PATIENCE, alone=False, detail="part")
+
+
+@pytest.mark.parametrize("detail", [None, "part"])
+def test_a_task_of_several_that_falls_silent_when_a_run_goes_on_stops(detail):
+    with pytest.raises(NumericsError, match="gave 0 to all 4 pictures"):
+        watched(*[np.zeros(4)] * PATIENCE, start=7, alone=False, detail=detail)
 
 
 def test_few_prompts_an_update_take_more_updates():

@@ -28,7 +28,8 @@ class RewardWatch:
     The names of the reward, of its prompts' label and of its detail, if that is trained on, go into errors. `patience`
     is how many updates in a row, of PROMPTS prompts or more, may have one and the same reward for all their pictures;
     the last of them stops the run. None is any number. A reward that is not `alone`, and has given other ones before,
-    may give all pictures the highest that it has given: a task of several is solved, and the others go on.
+    may give all pictures its best: a task of several is solved, and the others go on. The best of a detail is the
+    highest that it gave while it told pictures apart.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class RewardWatch:
     ) -> None:
         self._what = f"{f'detail {detail!r} of ' if detail else ''}reward {reward!r} for the prompts of {label!r}"
         self._patience, self._causes = patience, {} if detail else CAUSES
-        self._value, self._highest, self._updates, self._prompts = 0.0, -np.inf, 0, 0
-        self._alone = alone
+        self._value, self._updates, self._prompts = 0.0, 0, 0
+        self._alone, self._highest = alone, -np.inf
 
     def __call__(self, step: int, rewards: np.ndarray, prompts: Sequence[Prompt]) -> None:
         """Take the rewards (N,) of update `step`, all processes' together, and their N prompts.
@@ -47,23 +48,26 @@ class RewardWatch:
         """
         check_finite(f"{self._what} in update {step}", rewards, prompts)
         value = float(rewards[0])
-        self._highest = max(self._highest, float(rewards.max()))
         tells_apart = bool((rewards != value).any())
         if tells_apart or value != self._value:
             self._updates = self._prompts = 0
         self._value = value
         if tells_apart:
+            self._highest = max(self._highest, float(rewards.max()))
             return
         self._updates += 1
         self._prompts += len({prompt.text for prompt in prompts})
         first = step - self._updates + 1
-        is_solved = not self._alone and first > 0 and value == self._highest
+        is_solved = not self._alone and first > 0 and self._is_best(value)
         if self._is_over() and not is_solved:
             cause = self._causes.get(value, ": nothing is learnt from that; run `flowopd doctor`")
             raise NumericsError(
                 f"{self._what} gave {value:g} to all {len(rewards)} pictures of each of the updates "
                 f"{first} to {step}{cause}, or set watch.patience=null to go on"
             )
+
+    def _is_best(self, value: float) -> bool:
+        return value == BEST if self._causes else -np.inf < self._highest <= value
 
     def _is_over(self) -> bool:
         patience = self._patience
