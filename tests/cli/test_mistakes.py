@@ -39,6 +39,10 @@ MISTAKES = {
         "run {recipe} --out {out} --set prompts={{}} --set evaluate=null",
         ["no label has prompts to learn on (labels: none)", "add prompts.LABEL.train"],
     ),
+    "weights of other steps than there are": (
+        "run {recipe} --out {out} --set distill.weighting=[2,1,1,1]",
+        ["4 custom weights for 2 steps; give one a step"],
+    ),
     "an unknown reward of an expert": (
         "teacher --name look --reward mini_qualty --base {base} --prompts a={prompts}/train/quality.jsonl --out {out}",
         ["'mini_qualty'", "did you mean 'mini_quality'"],

@@ -193,6 +193,20 @@ def test_queries_that_cannot_be_are_refused_before_anything_is_trained(world, tm
     assert not (tmp_path / "out" / "coldstart").exists()
 
 
+@pytest.mark.parametrize(
+    ("weighting", "said"),
+    [
+        ([2.0, 1.0, 1.0], "3 custom weights for 2 steps; give one a step"),
+        ([1.0, -1.0], "step weights must be finite, >= 0"),
+        ("kl", "noise"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_before_anything_is_trained(world, tmp_path, distilling, weighting, said):
+    with pytest.raises(ConfigError, match=said):
+        run(make_recipe(world.tree(coldstart=MERGED, distill=distilling(weighting=weighting))), tmp_path / "out")
+    assert not (tmp_path / "out" / "coldstart").exists()
+
+
 # An update is a function of the seed and the step
 
 

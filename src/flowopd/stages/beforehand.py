@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
 from flowopd.errors import ConfigError
 from flowopd.hub import located
+from flowopd.objectives import step_weights
 from flowopd.prompts import DATASET, absent
 from flowopd.recipe import Recipe
 from flowopd.results import BASE
@@ -67,14 +68,15 @@ def check_anchor(recipe: Recipe) -> None:
 def check_distillation(session: Session, config: DistillConfig) -> None:
     """Refuse what the first update would.
 
-    Raises ConfigError for more labels or steps in an update than there are, and for a trained step that has no noise
-    where the loss needs it; DataError for labels without a route.
+    Raises ConfigError for more labels or steps in an update than there are, weights that are not one a step, and a
+    step that has no noise where loss or weighting needs it; DataError for labels without a route.
     """
     recipe = session.recipe
     samples = sum(counts_of(config, recipe.trained_labels(), turn=0).values())
     queried = {i for queries in plans_of(config, recipe.seed, 0, 1, samples)[0] for i in queries.indices}
+    dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
+    step_weights(config.weighting, dynamics, grid)
     if config.is_sampled and config.distillation:
-        dynamics, grid = config.sampling.dynamics(), session.model.grid(config.sampling.steps)
         for i in range(config.sampling.steps) if config.looks_ahead else queried:
             dynamics[i].kl_weight(grid[i], grid[i + 1])
     session.route([prompt.label for prompts in session.training_prompts().values() for prompt in prompts])
