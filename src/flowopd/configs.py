@@ -188,6 +188,13 @@ class DistillConfig(Strict):
         "velocity", description="of the steps: that of the KL, of the ODE's distance, even, or one number a step"
     )
     query: QueryConfig = Field(QueryConfig(), description="which steps of a rollout are trained")
+    reworded: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the samples whose student reads one of the prompt's `wordings`, while its teacher reads "
+        "the prompt; none is prompt and wordings evenly",
+    )
     updates_per_rollout: int = Field(1, ge=1, description="how many updates learn from the same trajectories in turn")
     anchor: AnchorConfig | None = Field(AnchorConfig(), description="what every sample is held to; none is nothing")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the student draws its trajectories")

@@ -15,6 +15,7 @@ from torch import Tensor
 from flowopd.sampling import Batch
 from flowopd.shapes import Routes
 from flowopd.step import Distillation, Frozen, frozen_fields
+from flowopd.types import Condition
 
 Steps = Sequence[Collection[int]]
 """Some steps of each sample's rollout."""
@@ -24,7 +25,8 @@ Steps = Sequence[Collection[int]]
 class Task:
     """Samples that are to walk: the routes (B, K) and the shape of one, and how many at most pass in one forward.
 
-    The mean of a loss is over `among` samples, of which these may be a part; without it over these.
+    The mean of a loss is over `among` samples, of which these may be a part; without it over these. The frozen fields
+    read `asked`, one row a sample, where that is not what the student reads.
     """
 
     batch: Batch
@@ -32,6 +34,7 @@ class Task:
     shape: Sequence[int]
     size: int
     among: int | None = None
+    asked: Condition | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -40,6 +43,11 @@ class Task:
     def device(self) -> torch.device:
         """Where the conditions lie."""
         return self.batch.device
+
+    def frozen_at(self, d: Distillation, who: Sequence[int], rows: Tensor) -> Frozen:
+        """The frozen fields for the samples `who` (b), which stand at `rows`."""
+        cond = self.batch.cond if self.asked is None else self.asked
+        return frozen_fields(d, self.routes[list(who)], cond.rows(rows))
 
     def rows(self, who: Sequence[int]) -> Tensor:
         """The positions `who` (b) on the device; the host does not wait."""
@@ -93,7 +101,7 @@ class Crews:
     def _made(self, who: Sequence[int], learns: bool, asks: bool) -> Crew:
         task, rows = self.task, self.task.rows(who)
         cond = task.batch.cond.rows(rows)
-        frozen = frozen_fields(self.d, task.routes[list(who)], cond) if asks else None
+        frozen = task.frozen_at(self.d, who, rows) if asks else None
         return Crew(who, rows, Batch(cond, tuple(task.batch.seeds[b] for b in who)), learns, frozen)
 
 

@@ -43,6 +43,7 @@ PARTS = (
     "formats",
     "conditioning",
     "prompts",
+    "wordings",
     "mini",
     "rewards",
 )

@@ -141,6 +141,38 @@ def test_every_schedule_has_the_gradient_and_the_gaps_of_the_fused_one(schedule,
     same(trial.run(schedule, plan), expected)
 
 
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_frozen_fields_may_read_other_words_than_the_student(plan):
+    """Then every schedule teaches as each sample alone, its words and its expert's given by hand, would be taught."""
+    trial = Trial(anchor="teacher", dynamics=Ode())
+    plain = trial.run(fused, plan)
+    asked = trial.batch.cond.rows(torch.tensor([1, 2, 0]))
+    tasks = [replace(trial.task(size), asked=asked) for size in (B, 2)]
+    other = [
+        (schedule(trial.distillation, task, plan), trial.gradient())
+        for schedule in (fused, replay, naive)
+        for task in tasks
+    ]
+    loss, d = torch.zeros(()), trial.distillation
+    for b, queries in enumerate(plan):
+        own, x = trial.batch.rows(torch.tensor([b])), trial.batch.noise.initial(SHAPE)[[b]]
+        for i in range(STEPS):
+            v = d.student(x, GRID[i], own.cond)
+            if i in queries.indices:
+                with torch.no_grad():
+                    said = [field(x, GRID[i], asked.rows([b])) for field in d.teachers]
+                target = sum(w * v_k for w, v_k in zip(ROUTES[b], said, strict=True))
+                gap = squared_gap(v, target) + d.anchor.weight * squared_gap(v, said[1])
+                share = queries.weights[queries.indices.index(i)] / STEPS / B
+                loss = loss + share * d.weights[i] * gap.sum()
+            x = (x + (GRID[i + 1] - GRID[i]) * v).detach()
+    loss.backward()
+    expected = trial.gradient()
+    assert not torch.allclose(expected, plain[0], rtol=0.1)
+    for gaps, gradient in other:
+        same((gradient, gaps), (expected, other[0][0]))
+
+
 @pytest.mark.parametrize("schedule", [replay, naive])
 def test_every_schedule_has_the_sampled_gradient_too(schedule):
     trial = Trial(estimate="log_ratio")

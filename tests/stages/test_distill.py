@@ -14,7 +14,7 @@ from flowopd.errors import ConfigError, NumericsError
 from flowopd.lora_file import read_lora
 from flowopd.models.sd3 import Sd3
 from flowopd.pipeline import open_run, run
-from flowopd.prompts import Prompt, write_prompts
+from flowopd.prompts import Prompt, read_prompts, write_prompts
 from flowopd.recipe import make_recipe
 from flowopd.rewards.registry import REWARDS
 from flowopd.routing import LabelRouter
@@ -82,6 +82,52 @@ def test_distillation_leaves_experts_and_base_as_they_were(world, tmp_path, dist
     assert (bytes_of(world.experts), bytes_of(world.base)) == files
     after = session.model.transformer.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+
+# Student and expert may read different words
+
+
+WORDS = ("painted", "under", "three", "letters", "moons", "brown", "shown", "with")
+
+
+def of_one_expert(world, folder, distill, worded=True):
+    """A session whose student starts as its only expert; a prompt's other wording is one of WORDS, said thrice."""
+    prompts = [
+        replace(p, metadata={"wordings": [f"{word} {word} {word}"] * worded})
+        for p, word in zip(read_prompts(world.prompts / "train" / "quality.jsonl", "quality"), WORDS, strict=False)
+    ]
+    write_prompts(folder / "worded.jsonl", prompts)
+    tree = world.tree(distill=distill, coldstart=MERGED)
+    tree |= {
+        "teachers": {"quality": tree["teachers"]["quality"]},
+        "prompts": {"quality": {"train": str(folder / "worded.jsonl")}},
+    }
+    session = open_run(make_recipe(tree), folder / "out")
+    cold_start(session)
+    return session
+
+
+def test_a_student_that_is_its_expert_lacks_nothing_until_it_reads_other_words(world, tmp_path, distilling):
+    lacking = {}
+    for share in (None, 0.0, 1.0):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        parts = distilling(updates=30, learning_rate=0.01, ema=0.0, anchor=None, samples_per_label=4, reworded=share)
+        distill(of_one_expert(world, folder, parts))
+        lacking[share] = [row["gap"] for row in rows(folder / "out")]
+    assert lacking[0.0][0] < 1e-9 < 1e-4 < lacking[1.0][0]
+    assert lacking[0.0][0] < lacking[None][0] < lacking[1.0][0]
+    assert np.mean(lacking[1.0][-3:]) < lacking[1.0][0] / 2
+
+
+def test_wordings_that_are_never_read_change_nothing_bit_for_bit(world, tmp_path, distilling):
+    found = []
+    for worded in (False, True):
+        folder = tmp_path / str(worded)
+        folder.mkdir()
+        student = distill(of_one_expert(world, folder, distilling(updates=2, reworded=0.0), worded))
+        found.append(read_lora(student).modules)
+    assert all(torch.equal(f.b, found[1][name].b) for name, f in found[0].items())
 
 
 # Teachers and anchor are switched one by one

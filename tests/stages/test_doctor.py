@@ -1,6 +1,7 @@
 """The doctor names what is wrong with a machine, a recipe's files and its judges, and makes every other check."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,20 @@ def test_repeated_and_long_prompts_are_warnings(looked, world, tmp_path):
     assert failed(checks) == [] and found.state == WARNING
     assert found.fact.startswith(f"{len(prompts) + 3} prompts, 2 of them repeated, the longest of 2003 characters")
     assert "drop what is repeated" in found.mend and "shorten the 1 that the text encoders cut" in found.mend
+
+
+def test_other_wordings_are_counted_measured_and_encoded(looked, world, tmp_path):
+    prompts = read_prompts(world.prompts / "train" / "quality.jsonl", "quality")
+    plain = looked()
+    write_prompts(
+        tmp_path / "w.jsonl", [replace(p, metadata={"wordings": [f"{i}", "b " * 999]}) for i, p in enumerate(prompts)]
+    )
+    checks = looked(f"prompts.quality.train={tmp_path / 'w.jsonl'}")
+    found = checks["prompts quality.train"]
+    assert found.fact.endswith(f"{2 * len(prompts)} other wordings")
+    assert f"shorten the {len(prompts)} that the text encoders cut" in found.mend
+    counts = [int(re.search(r"(\d+) encoded prompts", checks["disk"].fact)[1]) for checks in (plain, checks)]
+    assert counts[1] == counts[0] + len(prompts) + 1
 
 
 def test_prompts_are_cut_only_beyond_what_t5_reads_and_without_it_clip(world):

@@ -7,7 +7,8 @@ import pytest
 from flowopd.hub import located
 from flowopd.mini.splits import SKILLS, write_splits
 from flowopd.mini.wishes import Part, Wish, held_out
-from flowopd.mini.world import Sign
+from flowopd.mini.world import COLOURS, KINDS, NUMBERS, PLURALS, Sign
+from flowopd.models import open_model
 from flowopd.prompts import read_prompts
 
 LABELS = ("composition", "preference", "quality", "text")
@@ -85,7 +86,7 @@ def test_the_files_are_those_that_the_command_writes(tmp_path):
     write_splits(tmp_path)
     shipped = located("package:mini/prompts")
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl")}
-    assert made == {path.relative_to(shipped) for path in shipped.rglob("*.jsonl")} and len(made) == 21
+    assert made == {path.relative_to(shipped) for path in shipped.rglob("*.jsonl")} and len(made) == 25
     assert all((tmp_path / name).read_text() == (shipped / name).read_text() for name in made)
 
 
@@ -93,3 +94,32 @@ def test_every_training_prompt_of_composition_belongs_to_one_skill():
     skilled = sorted(prompt.text for skill in SKILLS for prompt in prompts("train", skill))
     assert skilled == sorted(prompt.text for prompt in prompts("train", "composition"))
     assert {prompt.label for skill in SKILLS for prompt in prompts("train", skill)} == set(SKILLS)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_training_prompts_have_other_wordings_and_none_in_the_sentences_of_the_rewritten_ones(label):
+    worded = read_prompts(located(f"package:mini/prompts/wordings/{label}.jsonl"), label)
+    assert worded == prompts("train", label)
+    assert all(prompt.wordings and prompt.text not in prompt.wordings for prompt in worded)
+    assert all(quoted(prompt) == re.findall(r'"([^"]*)"', text) for prompt in worded for text in prompt.wordings)
+    told = {skeleton(text) for prompt in worded for text in prompt.wordings}
+    assert not told & {skeleton(prompt.text) for prompt in prompts("rewritten", label)}
+
+
+def skeleton(text):
+    """A sentence without its nouns, colours, numbers and letters."""
+    quotes = re.sub(r'"[^"]*"', "QUOTE", text)
+    kinds = "|".join([*PLURALS.values(), *KINDS])
+    plain = re.sub(rf"\b(an?|{'|'.join(NUMBERS.values())}|{'|'.join(COLOURS)})\b ?", "", quotes)
+    return re.sub(rf"\b({kinds})\b", "THING", plain)
+
+
+def test_no_wording_is_longer_than_the_base_reads():
+    model = open_model("package:mini/base")
+    texts = [
+        text
+        for label in LABELS
+        for prompt in read_prompts(located(f"package:mini/prompts/wordings/{label}.jsonl"), label)
+        for text in prompt.wordings
+    ]
+    assert model.cut(texts) == []

@@ -13,6 +13,7 @@ from flowopd.prompts import Prompt, read_prompts, sha256_of_prompts, write_promp
 from flowopd.prompts.composition import Clause, composition
 from flowopd.recipe import make_recipe
 from flowopd.session import Session
+from flowopd.wordings import read_by_student, with_wordings
 
 TEXTS = ["a bench", 'a sign that says "K7, open"', "drei Bänke, 三つの椅子", "a bench"]
 BENCH = {"class": "bench", "count": 1}
@@ -106,7 +107,46 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read == prompts and [p.metadata["include"] for p in read] == [[BENCH]] * len(TEXTS)
 
 
+def test_wordings_are_read_from_every_form_that_has_lists_and_are_kept(tmp_path):
+    row = {"prompt": "a bench", "wordings": [" there is a bench ", "a bench, that is all"]}
+    for name, text in (("a.jsonl", json.dumps(row)), ("a.json", json.dumps([row])), ("a.txt", "a bench")):
+        (read,) = read_prompts(written(tmp_path / name, text), "label")
+        assert read.wordings == (() if name == "a.txt" else ("there is a bench", "a bench, that is all"))
+    (read,) = read_prompts(tmp_path / "a.json", "label")
+    write_prompts(tmp_path / "b.jsonl", [read])
+    assert read_prompts(tmp_path / "b.jsonl", "label")[0].wordings == read.wordings
+
+
+def test_the_student_reads_prompt_and_wordings_evenly_unless_a_share_is_given():
+    prompt, plain = Prompt("p", "x", {"wordings": ["q", "r"]}), Prompt("s", "x")
+    n = 3000
+    for share, expected in ((None, [1 / 3] * 3), (0.0, [1, 0, 0]), (1.0, [0, 0.5, 0.5]), (0.2, [0.8, 0.1, 0.1])):
+        read = read_by_student([prompt] * n, share, 7)
+        error = 4 * 0.5 / n**0.5
+        assert [read.count(text) / n for text in "pqr"] == pytest.approx(expected, abs=error)
+    assert read_by_student([plain, plain], 1.0, 7) == ["s", "s"]
+    assert read_by_student([prompt] * 9, None, 7) == read_by_student([prompt] * 9, None, 7)
+    assert read_by_student([prompt] * 9, None, 7) != read_by_student([prompt] * 9, None, 8)
+
+
+def test_every_wording_is_encoded_as_a_prompt_of_its_label():
+    prompts = [Prompt("p", "x", {"wordings": ["q", "r"]}), Prompt("s", "y")]
+    assert with_wordings(prompts) == [Prompt("p", "x"), Prompt("q", "x"), Prompt("r", "x"), Prompt("s", "y")]
+
+
 BROKEN = {
+    "a wording that is no text": (
+        "a.jsonl",
+        b'{"prompt": "a", "wordings": ["b", 7]}',
+        ["a.jsonl:1", "no list of texts"],
+    ),
+    "an empty wording": ("a.jsonl", b'{"prompt": "a", "wordings": [" "]}', ["a.jsonl:1", "no list of texts"]),
+    "wordings that are one text": ("a.csv", b"prompt,wordings\na,b\n", ["a.csv:2", "'b'", "list them, or none"]),
+    "a wording without end": (
+        "a.json",
+        json.dumps([{"prompt": "a", "wordings": ["b" * 20_001]}]).encode(),
+        ["entry 1", "a wording of 20,001 characters", "shorten"],
+    ),
     "nothing": ("a.txt", b" \n\n", ["a.txt", "no prompt", "write one a line"]),
     "a header alone": ("a.csv", b"prompt,n\n", ["a.csv", "no prompt"]),
     "an empty table": ("a.csv", b"", ["a.csv", "no prompt"]),

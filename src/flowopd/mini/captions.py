@@ -6,6 +6,9 @@ A domain is what a prompt file is about and the label its prompts are routed by:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from flowopd.mini.wishes import Part, Wish
@@ -22,32 +25,70 @@ LEADS = {
     "quality": ("a drawing of", "an illustration of", "a painting of"),
     "preference": ("",),
 }
-TAILS = {"quality": " , a drawing", "preference": " , just that"}
-"""What tells the domains of other words apart."""
 SIGNS = ('{plate} that says "{text}"', '{plate} with the text "{text}"', '{plate} saying "{text}"')
-SIGNS_IN_OTHER_WORDS = (
-    '"{text}" is written on {plate}',
-    'the letters "{text}" on a sign that is {colour}',
-    'there is {plate} and it reads "{text}"',
-)
-IN_OTHER_WORDS: dict[str, tuple[str, ...]] = {
-    "single_object": ("there is {a}", "{a} is shown here", "just {a}"),
-    "two_object": ("there is {a} together with {b}", "{a} with {b}", "both {a} and {b} are shown here"),
-    "counting": ("there are {n} {many}", "{n} {many} are shown here", "{many} , {n} of them"),
-    "colors": ("there is {ka} that is {ca}", "{ka} painted {ca}", "{ka} and it is {ca}"),
-    "position": ("{rel} {b} there is {a}", "there is {a} {rel} {b}", "{a} is shown {rel} {b}"),
-    "color_attr": (
-        "{ka} that is {ca} and {kb} that is {cb}",
-        "there is {a} together with {b}",
-        "{ka} painted {ca} with {kb} painted {cb}",
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sentences by task for the same wish, how they say relations, and the tails that tell the domains apart."""
+
+    signs: tuple[str, ...]
+    sentences: Mapping[str, tuple[str, ...]]
+    relations: Mapping[str, str]
+    tails: Mapping[str, tuple[str, ...]]
+
+
+IN_OTHER_WORDS = Style(
+    signs=(
+        '"{text}" is written on {plate}',
+        'the letters "{text}" on a sign that is {colour}',
+        'there is {plate} and it reads "{text}"',
     ),
-}
-RELATIONS_IN_OTHER_WORDS = {
-    "left of": "to the left side of",
-    "right of": "to the right side of",
-    "above": "over",
-    "below": "under",
-}
+    sentences={
+        "single_object": ("there is {a}", "{a} is shown here", "just {a}"),
+        "two_object": ("there is {a} together with {b}", "{a} with {b}", "both {a} and {b} are shown here"),
+        "counting": ("there are {n} {many}", "{n} {many} are shown here", "{many} , {n} of them"),
+        "colors": ("there is {ka} that is {ca}", "{ka} painted {ca}", "{ka} and it is {ca}"),
+        "position": ("{rel} {b} there is {a}", "there is {a} {rel} {b}", "{a} is shown {rel} {b}"),
+        "color_attr": (
+            "{ka} that is {ca} and {kb} that is {cb}",
+            "there is {a} together with {b}",
+            "{ka} painted {ca} with {kb} painted {cb}",
+        ),
+    },
+    relations={
+        "left of": "to the left side of",
+        "right of": "to the right side of",
+        "above": "over",
+        "below": "under",
+    },
+    tails={"quality": (" , a drawing",), "preference": (" , just that",)},
+)
+"""How the split `rewritten` asks for what the test prompts ask for."""
+
+FOR_TRAINING = Style(
+    signs=(
+        '"{text}" on {plate}',
+        '{plate} and the letters are "{text}"',
+        'it is {plate} , with "{text}"',
+    ),
+    sentences={
+        "single_object": ("here is {a}", "it is {a}", "{a} , here it is"),
+        "two_object": ("here are {a} and {b}", "{a} and here is {b}", "two of them , {a} and {b}"),
+        "counting": ("here are {n} {many}", "it is {n} {many}", "{n} of them , {many}"),
+        "colors": ("here is {a}", "it is {ka} , {ca}", "{ca} is {ka} here"),
+        "position": ("here is {a} {rel} {b}", "{a} , {rel} {b}", "{b} and {rel} it {a}"),
+        "color_attr": ("here are {a} and {b}", "{a} and here is {b}", "{ka} , {ca} , and {kb} , {cb}"),
+    },
+    relations={
+        "left of": "on the left of",
+        "right of": "on the right of",
+        "above": "above",
+        "below": "below",
+    },
+    tails={"quality": (" , a painting", " , an illustration"), "preference": (" , that is it", " , just it")},
+)
+"""How training prompts may ask too: no sentence and no tail of IN_OTHER_WORDS is among these."""
 
 
 def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
@@ -61,13 +102,18 @@ def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
 
 def reworded(wish: Wish, domain: str, rng: np.random.Generator) -> str:
     """The same wish in sentences that no plain phrasing uses; the domain still shows, by its tail."""
+    return worded(wish, domain, IN_OTHER_WORDS, rng)
+
+
+def worded(wish: Wish, domain: str, style: Style, rng: np.random.Generator) -> str:
+    """A wish of a domain in one of a style's sentences."""
     if wish.sign is not None:
-        return _sign(str(rng.choice(SIGNS_IN_OTHER_WORDS)), wish.sign)
-    sentence = str(rng.choice(IN_OTHER_WORDS[wish.task]))
-    return _filled(sentence, wish) + TAILS.get(domain, "")
+        return _sign(str(rng.choice(style.signs)), wish.sign)
+    sentence, tails = str(rng.choice(style.sentences[wish.task])), style.tails.get(domain, ("",))
+    return _filled(sentence, wish, style) + (tails[0] if len(tails) == 1 else str(rng.choice(tails)))
 
 
-def _filled(sentence: str, wish: Wish) -> str:
+def _filled(sentence: str, wish: Wish, style: Style) -> str:
     first, second = wish.parts[0], wish.parts[-1]
     return sentence.format(
         a=_noun(first),
@@ -78,7 +124,7 @@ def _filled(sentence: str, wish: Wish) -> str:
         cb=second.colour,
         n=NUMBERS.get(first.count),
         many=PLURALS[first.kind],
-        rel=RELATIONS_IN_OTHER_WORDS.get(wish.relation or ""),
+        rel=style.relations.get(wish.relation or ""),
     )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flowopd.mini.captions import DOMAINS, LEADS, SIGNS, caption, reworded
+from flowopd.mini.captions import DOMAINS, FOR_TRAINING, LEADS, SIGNS, caption, reworded, worded
 from flowopd.mini.wishes import Wish, held_out, metadata, random_wish, trainable_wish
+from flowopd.noise import seed_of
 from flowopd.prompts import Prompt, write_prompts
 
 TEST, UNSEEN, TRAIN = 360, 360, 900
@@ -15,6 +16,9 @@ TEST, UNSEEN, TRAIN = 360, 360, 900
 
 ENOUGH = 300
 """Test prompts that a domain has at least, for the sake of its intervals."""
+
+WORDINGS = 2
+"""Other wordings of a training prompt, at most."""
 
 SKILLS = {
     "objects": ("single_object", "two_object"),
@@ -29,7 +33,8 @@ SKILLS = {
 def write_splits(folder: Path, seed: int = 0) -> None:
     """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test.
 
-    The training prompts of composition once more by skill: `train/SKILL.jsonl`.
+    The training prompts of composition once more by skill, `train/SKILL.jsonl`, and those of every domain once more
+    with other wordings, `wordings/DOMAIN.jsonl`, none of them in the sentences of `rewritten`.
     """
     for domain, tasks in DOMAINS.items():
         rng = np.random.default_rng([seed, list(DOMAINS).index(domain)])
@@ -44,8 +49,19 @@ def write_splits(folder: Path, seed: int = 0) -> None:
         for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
             prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
             write_prompts(folder / split / f"{domain}.jsonl", prompts)
+        _write_wordings(folder / "wordings" / f"{domain}.jsonl", domain, train, seed)
         if domain == "composition":
             _write_skills(folder / "train", train)
+
+
+def _write_wordings(file: Path, domain: str, pairs: list[tuple[str, Wish]], seed: int) -> None:
+    """Training prompts with what a student may read in their stead."""
+    rng = np.random.default_rng(seed_of("wordings", seed, domain))
+    prompts = []
+    for text, wish in pairs:
+        wordings = sorted({worded(wish, domain, FOR_TRAINING, rng) for _ in range(WORDINGS)})
+        prompts.append(Prompt(text, domain, metadata(wish, text) | {"wordings": wordings}))
+    write_prompts(file, prompts)
 
 
 def _write_skills(folder: Path, pairs: list[tuple[str, Wish]]) -> None:

@@ -3,7 +3,8 @@
 They are read as they lie in the wild: one prompt a line (`.txt`); JSON lines (`.jsonl`) with at least a `prompt`; a
 list of strings or such objects (`.json`); a table with a column `prompt`, else `caption`, else `text` (`.csv`, `.tsv`,
 `.parquet`); or a data set, `datasets:NAME[@SPLIT][#COLUMN]`. A record's own `label`, if it is a word, wins over the
-label that the recipe gives the source; whatever else it says is kept as metadata.
+label that the recipe gives the source; its `wordings`, a list, say the same in other words (see `distill.reworded`);
+whatever else it says is kept as metadata.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from flowopd.prompts.tables import DATASET, dataset
 __all__ = ["DATASET", "Prompt", "absent", "read_prompts", "sha256_of_prompts", "write_prompts"]
 
 
+WORDINGS = "wordings"
+"""The field of a record that lists its prompt in other words."""
+
 LONGEST, LONGEST_LABEL = 20_000, 1_000
 """Characters of a prompt, and of a label; text encoders read a few hundred words."""
 
@@ -36,6 +40,11 @@ class Prompt:
     text: str
     label: str
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The same in other words, which a student may read while its expert reads the prompt."""
+        return tuple(self.metadata.get(WORDINGS) or ())
 
 
 def read_prompts(source: Path | str, label: str) -> list[Prompt]:
@@ -74,8 +83,19 @@ def _is_dataset(source: Path | str) -> bool:
 def _prompt(row: Row, label: str) -> Prompt:
     if isinstance(row.fields.get("include"), list | dict):
         composition(row.fields, row.where)
-    own = row.fields.get("label")
-    for text, most, kind in ((row.text, LONGEST, "prompt"), (own, LONGEST_LABEL, "label")):
+    own, wordings = row.fields.get("label"), _wordings(row)
+    told = [(row.text, LONGEST, "prompt"), (own, LONGEST_LABEL, "label"), *((w, LONGEST, "wording") for w in wordings)]
+    for text, most, kind in told:
         if isinstance(text, str) and len(text) > most:
             raise DataError(f"{row.where} has a {kind} of {len(text):,} characters; shorten it to {most:,}")
-    return Prompt(row.text.strip(), own if isinstance(own, str) and own else label, row.fields)
+    fields = {**row.fields, WORDINGS: wordings} if wordings else row.fields
+    return Prompt(row.text.strip(), own if isinstance(own, str) and own else label, fields)
+
+
+def _wordings(row: Row) -> list[str]:
+    """The prompt of a record in other words. Raises DataError if it gives something else."""
+    given = row.fields.get(WORDINGS)
+    listed = [] if given is None else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(text, str) and text.strip() for text in listed):
+        raise DataError(f"{row.where} has wordings that are no list of texts, {repr(given)[:80]}; list them, or none")
+    return [text.strip() for text in listed]

@@ -21,6 +21,7 @@ from flowopd.stages.updates import DistillUpdate, Place, distillation, update_ki
 from flowopd.step import Distillation
 from flowopd.train import Trainer
 from flowopd.velocity import VelocityField
+from flowopd.wordings import with_wordings
 
 STUDENT = "student"
 
@@ -38,7 +39,7 @@ def distill(session: Session) -> Path:
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
-    conditioning = session.encode(every)
+    conditioning = session.encode(with_wordings(every))
     route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))
 

@@ -38,6 +38,7 @@ from flowopd.stages.router import routes_of
 from flowopd.stages.sample import available_models, model_lora
 from flowopd.stages.updates import DistillUpdate, Place
 from flowopd.tracking.screen import console, shows
+from flowopd.wordings import with_wordings
 
 INTERFERENCE = "interference.json"
 START = "start"
@@ -194,7 +195,7 @@ def _of_distillation(session: Session) -> Tasks:
     prompts = session.training_prompts()
     session.load_teachers()
     every = [prompt for group in prompts.values() for prompt in group]
-    conditioning = session.encode(every)
+    conditioning = session.encode(with_wordings(every))
     route, _ = routes_of(session, every, conditioning)
     closed = config.model_copy(update={"loss": "closed_form", "updates_per_rollout": 1, "labels_per_update": None})
 

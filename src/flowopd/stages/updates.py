@@ -25,6 +25,7 @@ from flowopd.shapes import Grid
 from flowopd.step import ESTIMATORS, Credited, Distillation, Estimator, mean_gaps
 from flowopd.types import Condition
 from flowopd.velocity import VelocityField
+from flowopd.wordings import read_by_student
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class DistillUpdate:
     def _task(self, step: int, chosen: Sequence[Prompt], rows: slice) -> Task:
         """These rows of the chosen prompts, from noise that belongs to the update and the row."""
         seeds = tuple(seed_of(self.seed, "distill", step, i) for i in range(len(chosen)))
-        batch = Batch(self.conditioning([prompt.text for prompt in chosen[rows]]), seeds[rows])
-        return Task(batch, self.route(chosen)[rows], self.shape, self.config.micro_batch, among=len(chosen))
+        asked = [prompt.text for prompt in chosen]
+        read = read_by_student(chosen, self.config.reworded, self.seed, "wordings", step)
+        batch, routes = Batch(self.conditioning(read[rows]), seeds[rows]), self.route(chosen)[rows]
+        other = None if read == asked else self.conditioning(asked[rows])
+        return Task(batch, routes, self.shape, self.config.micro_batch, among=len(chosen), asked=other)
 
     def _plans(self, step: int, size: int, rows: slice, updates: int) -> list[list[Queries]]:
         """What these rows of so many samples query in so many updates from `step` on."""

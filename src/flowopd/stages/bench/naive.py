@@ -16,7 +16,7 @@ from flowopd.crews import Task, even_parts
 from flowopd.queries import Queries
 from flowopd.rollout import Walker, record
 from flowopd.schedules import Visit, learnt
-from flowopd.step import Distillation, frozen_fields
+from flowopd.step import Distillation
 from flowopd.types import Condition, Trajectory
 from flowopd.velocity import VelocityField
 
@@ -38,7 +38,7 @@ def _visits(d: Distillation, task: Task, walk: Trajectory, plan: Sequence[Querie
             rows = task.rows(who)
             cond = task.batch.cond.rows(rows)
             step = walker.again(i, walk.states[i][rows], walk.states[i + 1][rows], rows, cond)
-            yield Visit(who, step, frozen_fields(apart, task.routes[list(who)], cond)(step.x, step.t))
+            yield Visit(who, step, task.frozen_at(apart, who, rows)(step.x, step.t))
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,10 @@ def sources(recipe: Recipe) -> list[tuple[str, str]]:
 def _source(session: Session, label: str, split: str) -> Check:
     read = session.prompts(label, split)
     texts = [prompt.text for prompt in read]
-    repeated, cut = len(texts) - len(set(texts)), _cut(session, texts)
+    others = [text for prompt in read for text in prompt.wordings]
+    repeated, cut = len(texts) - len(set(texts)), _cut(session, [*texts, *others])
     fact = f"{len(texts)} prompts, {repeated} of them repeated, the longest of {max(map(len, texts))} characters"
+    fact += f", and {len(others)} other wordings" if others else ""
     mends = ["drop what is repeated, unless it is to weigh more"] if repeated else []
     mends += [f"shorten the {len(cut)} that the text encoders cut, such as {cut[0][:80]!r}"] if cut else []
     return Check(f"prompts {label}.{split}", WARNING if mends else OK, fact, "; ".join(mends))

@@ -19,6 +19,7 @@ from flowopd.stages.doctor.machine import GIB
 from flowopd.stages.plan import FP32, MOMENTS
 from flowopd.stages.sample import evaluation_prompts
 from flowopd.train import TrainConfig
+from flowopd.wordings import with_wordings
 
 STATES = 2 + MOMENTS
 """Numbers in a checkpoint for each one that is trained: weight, average, moments."""
@@ -154,7 +155,8 @@ def _encoded(session: Session) -> set[str]:
     labels = [label for label, files in recipe.prompts.items() if files.train is not None]
     for label in labels if every else {task.prompts for task in recipe.rewarded()}:
         with suppress(FlowOpdError):
-            texts |= {prompt.text for prompt in session.prompts(label, "train")}
+            read = session.prompts(label, "train")
+            texts |= {prompt.text for prompt in (with_wordings(read) if recipe.distill is not None else read)}
     if recipe.evaluate is not None:
         with suppress(FlowOpdError):
             groups = evaluation_prompts(session, recipe.evaluate).values()
