@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from flowopd.hub import located
@@ -97,13 +98,17 @@ def test_every_training_prompt_of_composition_belongs_to_one_skill():
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_training_prompts_have_other_wordings_and_none_in_the_sentences_of_the_rewritten_ones(label):
+def test_training_prompts_have_other_wordings_in_two_of_the_three_sentences_of_the_rewritten_ones(label):
     worded = read_prompts(located(f"package:mini/prompts/wordings/{label}.jsonl"), label)
     assert worded == prompts("train", label)
-    assert all(prompt.wordings and prompt.text not in prompt.wordings for prompt in worded)
+    assert np.mean([bool(prompt.wordings) for prompt in worded]) > 0.8
+    assert not any(prompt.text in prompt.wordings for prompt in worded)
     assert all(quoted(prompt) == re.findall(r'"([^"]*)"', text) for prompt in worded for text in prompt.wordings)
-    told = {skeleton(text) for prompt in worded for text in prompt.wordings}
-    assert not told & {skeleton(prompt.text) for prompt in prompts("rewritten", label)}
+    texts = {text for prompt in worded for text in prompt.wordings}
+    assert not texts & {prompt.text for prompt in prompts("rewritten", label)}
+    told = {skeleton(text) for text in texts}
+    new = np.mean([skeleton(prompt.text) not in told for prompt in prompts("rewritten", label)])
+    assert 0.2 < new < 0.5
 
 
 def skeleton(text):

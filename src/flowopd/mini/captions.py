@@ -7,7 +7,7 @@ A domain is what a prompt file is about and the label its prompts are routed by:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Style:
     signs: tuple[str, ...]
     sentences: Mapping[str, tuple[str, ...]]
     relations: Mapping[str, str]
-    tails: Mapping[str, tuple[str, ...]]
+    tails: Mapping[str, str]
 
 
 IN_OTHER_WORDS = Style(
@@ -62,33 +62,19 @@ IN_OTHER_WORDS = Style(
         "above": "over",
         "below": "under",
     },
-    tails={"quality": (" , a drawing",), "preference": (" , just that",)},
+    tails={"quality": " , a drawing", "preference": " , just that"},
 )
 """How the split `rewritten` asks for what the test prompts ask for."""
 
-FOR_TRAINING = Style(
-    signs=(
-        '"{text}" on {plate}',
-        '{plate} and the letters are "{text}"',
-        'it is {plate} , with "{text}"',
-    ),
-    sentences={
-        "single_object": ("here is {a}", "it is {a}", "{a} , here it is"),
-        "two_object": ("here are {a} and {b}", "{a} and here is {b}", "two of them , {a} and {b}"),
-        "counting": ("here are {n} {many}", "it is {n} {many}", "{n} of them , {many}"),
-        "colors": ("here is {a}", "it is {ka} , {ca}", "{ca} is {ka} here"),
-        "position": ("here is {a} {rel} {b}", "{a} , {rel} {b}", "{b} and {rel} it {a}"),
-        "color_attr": ("here are {a} and {b}", "{a} and here is {b}", "{ka} , {ca} , and {kb} , {cb}"),
-    },
-    relations={
-        "left of": "on the left of",
-        "right of": "on the right of",
-        "above": "above",
-        "below": "below",
-    },
-    tails={"quality": (" , a painting", " , an illustration"), "preference": (" , that is it", " , just it")},
+TAUGHT = 2
+"""Of the sentences for a task so many, the first ones, may stand beside a training prompt."""
+
+FOR_TRAINING = replace(
+    IN_OTHER_WORDS,
+    signs=IN_OTHER_WORDS.signs[:TAUGHT],
+    sentences={task: sentences[:TAUGHT] for task, sentences in IN_OTHER_WORDS.sentences.items()},
 )
-"""How training prompts may ask too: no sentence and no tail of IN_OTHER_WORDS is among these."""
+"""How training prompts may ask too; a third of `rewritten` asks as none of them does."""
 
 
 def caption(wish: Wish, domain: str, rng: np.random.Generator) -> str:
@@ -109,8 +95,7 @@ def worded(wish: Wish, domain: str, style: Style, rng: np.random.Generator) -> s
     """A wish of a domain in one of a style's sentences."""
     if wish.sign is not None:
         return _sign(str(rng.choice(style.signs)), wish.sign)
-    sentence, tails = str(rng.choice(style.sentences[wish.task])), style.tails.get(domain, ("",))
-    return _filled(sentence, wish, style) + (tails[0] if len(tails) == 1 else str(rng.choice(tails)))
+    return _filled(str(rng.choice(style.sentences[wish.task])), wish, style) + style.tails.get(domain, "")
 
 
 def _filled(sentence: str, wish: Wish, style: Style) -> str:

@@ -34,7 +34,7 @@ def write_splits(folder: Path, seed: int = 0) -> None:
     """`SPLIT/DOMAIN.jsonl` for every split and domain; no prompt stands in both train and test.
 
     The training prompts of composition once more by skill, `train/SKILL.jsonl`, and those of every domain once more
-    with other wordings, `wordings/DOMAIN.jsonl`, none of them in the sentences of `rewritten`.
+    with other wordings, `wordings/DOMAIN.jsonl`, in two of the three sentences that `rewritten` has for a task.
     """
     for domain, tasks in DOMAINS.items():
         rng = np.random.default_rng([seed, list(DOMAINS).index(domain)])
@@ -49,17 +49,18 @@ def write_splits(folder: Path, seed: int = 0) -> None:
         for split, pairs in {"train": train, "test": test, "unseen": unseen, "rewritten": rewritten}.items():
             prompts = [Prompt(text, domain, metadata(wish, text)) for text, wish in pairs]
             write_prompts(folder / split / f"{domain}.jsonl", prompts)
-        _write_wordings(folder / "wordings" / f"{domain}.jsonl", domain, train, seed)
+        asked = {text for text, _ in rewritten}
+        _write_wordings(folder / "wordings" / f"{domain}.jsonl", domain, train, asked, seed)
         if domain == "composition":
             _write_skills(folder / "train", train)
 
 
-def _write_wordings(file: Path, domain: str, pairs: list[tuple[str, Wish]], seed: int) -> None:
-    """Training prompts with what a student may read in their stead."""
+def _write_wordings(file: Path, domain: str, pairs: list[tuple[str, Wish]], asked: set[str], seed: int) -> None:
+    """Training prompts with what a student may read in their stead, nothing of which is `asked` later."""
     rng = np.random.default_rng(seed_of("wordings", seed, domain))
     prompts = []
     for text, wish in pairs:
-        wordings = sorted({worded(wish, domain, FOR_TRAINING, rng) for _ in range(WORDINGS)})
+        wordings = sorted({worded(wish, domain, FOR_TRAINING, rng) for _ in range(WORDINGS)} - asked)
         prompts.append(Prompt(text, domain, metadata(wish, text) | {"wordings": wordings}))
     write_prompts(file, prompts)
 
