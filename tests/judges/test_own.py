@@ -27,6 +27,7 @@ class Far:
 class Lost:
     def __call__(self, pictures, prompts): return [0.5, float("nan")]
 class Mute: pass
+def whole(pictures, prompts): return np.ones(len(pictures))
 number = 3
 """
 
@@ -72,6 +73,7 @@ def test_a_package_cannot_take_a_name_of_ours(announced):
         ("their_rewards:Hafl", "no class 'Hafl'; did you mean 'Half'"),
         ("their_rewards:number", "no class 'number'"),
         ("their_rewards:", "no class ''"),
+        ("their_rewards:whole", "asks for pictures, prompts to be made, .* a function that makes a reward"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused(module, name, said):

@@ -7,6 +7,7 @@ import pytest
 
 from flowopd.errors import ConfigError
 from flowopd.prompts import read_prompts, write_prompts
+from flowopd.stages import judging
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.sample import draw_pictures, spread
 
@@ -105,3 +106,71 @@ def test_a_metric_may_name_the_split_of_its_prompts(world, tmp_path):
     }
     other = evaluate(world.session(tmp_path / "train", evaluate={**QUICK, "split": "train", "models": ["base"]}))
     assert other.estimate("base", "quality") == results.estimate("base", "trained")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The models whose pictures were drawn, in order; `drawn.fails` names one at which everything ends."""
+
+    class Drawn(list):
+        fails = None
+
+    seen = Drawn()
+
+    def looking(session, model, *rest):
+        if model == seen.fails:
+            raise KeyboardInterrupt
+        seen.append(model)
+        return draw_pictures(session, model, *rest)
+
+    monkeypatch.setattr(judging, "draw_pictures", looking)
+    return seen
+
+
+def models_of(drawn):
+    found = list(dict.fromkeys(drawn))
+    drawn.clear()
+    return found
+
+
+def test_an_evaluation_that_is_broken_off_goes_on_where_it_was(world, tmp_path, drawn, scores):
+    drawn.fails = "teacher:quality"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(world.session(tmp_path / "out", evaluate=QUICK))
+    assert models_of(drawn) == ["base", "teacher:composition"]
+    drawn.fails = None
+    assert scored(world.session(tmp_path / "out", evaluate=QUICK)) == scores
+    assert models_of(drawn) == ["teacher:quality"]
+
+
+def test_what_was_kept_is_of_the_same_settings_and_of_an_evaluation_that_was_broken_off(world, tmp_path, drawn):
+    def broken_off_then(**changes):
+        drawn.fails = "teacher:quality"
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(world.session(tmp_path / "out", evaluate=QUICK))
+        drawn.fails = None
+        drawn.clear()
+        evaluate(world.session(tmp_path / "out", **{"evaluate": QUICK} | changes))
+        return models_of(drawn)
+
+    teachers = world.tree()["teachers"]
+    guided = {**teachers, "composition": {**teachers["composition"], "guidance": 3.0}}
+    assert broken_off_then() == ["teacher:quality"]
+    assert broken_off_then(evaluate={**QUICK, "limit": 2}) == ["base", "teacher:composition", "teacher:quality"]
+    assert broken_off_then(teachers=guided) == ["teacher:composition", "teacher:quality"]
+    evaluate(world.session(tmp_path / "out", evaluate=QUICK))
+    assert models_of(drawn) == ["base", "teacher:composition", "teacher:quality"]
+
+
+def test_nothing_is_kept_of_judges_whose_code_may_change(world, tmp_path, drawn, monkeypatch):
+    (tmp_path / "their_judge.py").write_text(
+        "def grey(): return lambda pictures, prompts: pictures.mean((1, 2, 3)) / 255\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metrics = {"own": {"reward": "their_judge:grey", "prompts": "quality"}}
+    tree = world.tree(evaluate={**QUICK, "metrics": metrics}, trust=["their_judge:grey"])
+    drawn.fails = "teacher:quality"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(world.session(tmp_path / "out", **tree))
+        assert models_of(drawn) == ["base", "teacher:composition"]

@@ -129,7 +129,7 @@ def test_a_table_of_other_weights_or_settings_is_made_again(again, world, judged
 
 
 def test_a_table_by_code_or_a_server_is_made_again(again, world, judged, monkeypatch):
-    monkeypatch.setattr("flowopd.stages.evaluate.is_path", lambda name: name == "mini_quality")
+    monkeypatch.setattr("flowopd.stages.judging.is_path", lambda name: name == "mini_quality")
     run(make_recipe(world.whole()), again)
     assert "student" in judged
 

@@ -70,7 +70,18 @@ class OwnEntry:
             near = get_close_matches(attribute, dir(found), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; name a class, or a function that makes a reward"
             raise ConfigError(f"reward {name}: module {module!r} has no class {attribute!r}{hint}")
-        return getattr(found, attribute)
+        maker = getattr(found, attribute)
+        if asked := _required(maker):
+            given = f"{', '.join(asked)} to be made, and is given a device at most"
+            raise ConfigError(f"reward {name} asks for {given}; name a class, or a function that makes a reward")
+        return maker
+
+
+def _required(maker: Callable[..., Any]) -> list[str]:
+    """What must be given to make a reward, apart from the device."""
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(maker).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in many and p.name != "device"]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from flowopd.configs import EvaluateConfig
 from flowopd.durable import replace_text
 from flowopd.processes import agreed, only_main
-from flowopd.recipe import Recipe
 from flowopd.results import STUDENT, TEACHER, Estimate, Results, gap_closed
-from flowopd.rewards.own import is_path
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
-from flowopd.stages.judging import Judging, hashed, settings_of
-from flowopd.stages.sample import available_models, own_weights, plain_call
+from flowopd.stages.judging import Judging, dependences, may_change
+from flowopd.stages.sample import available_models, plain_call
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
 
@@ -25,7 +23,8 @@ DEPENDED = ("hash", "weights", "judges")
 def evaluate(session: Session) -> Results:
     """Judge every model of a recipe that exists; writes OUT/results.json and OUT/scores.json.
 
-    Where the recipe says so its checkpoints too, to OUT/curve.json. Raises ConfigError if the recipe has no `evaluate`,
+    Where the recipe says so its checkpoints too, to OUT/curve.json. After a call that was broken off it goes on with
+    the next model, as far as nothing changed. Raises ConfigError if the recipe has no `evaluate`,
     or names a model or a judge that there is not; NumericsError for a score that is not finite.
     """
     judging = Judging.of(session)
@@ -40,7 +39,7 @@ def evaluate(session: Session) -> Results:
             estimates[model] = judging.estimates(judged)
             tracker.log(i, {name: row.mean for name, row in estimates[model].items()}, model)
     use = {"load": session.model.load_options, "call": plain_call(session, STUDENT)}
-    settings = _depends(session, config, models) | use
+    settings = dependences(session, config, models) | use
     results = Results(settings=settings, models=estimates, per_prompt=PER_PROMPT)
     results = gap_closed(results, _owners(config, models))
 
@@ -51,6 +50,7 @@ def evaluate(session: Session) -> Results:
     only_main(keep)
     if config.checkpoints:
         write_curve(judging.averaged(), estimates)
+    judging.forget()
     return results
 
 
@@ -61,26 +61,12 @@ def evaluated(session: Session) -> Results | None:
     ConfigError if the recipe names a model that there is not.
     """
     config, file = session.recipe.evaluate, session.out / RESULTS
-    if config is None or config.checkpoints or _may_change(session.recipe, config) or not agreed(file.exists):
+    if config is None or config.checkpoints or may_change(session.recipe, config) or not agreed(file.exists):
         return None
     results, models = Results.load(file), available_models(session, config.models)
-    settings = _depends(session, config, models)
+    settings = dependences(session, config, models)
     same = all(results.settings.get(key) == value for key, value in settings.items() if key in DEPENDED)
     return results if same and list(results.models) == models else None
-
-
-def _depends(session: Session, config: EvaluateConfig, models: Sequence[str]) -> dict[str, object]:
-    """What the numbers of these models depend on, with hashes of it all, of the run's own weights and of the judges."""
-    asked = {metric.reward for metric in config.metrics.values()}
-    judges = {name: judge.model_dump(mode="json") for name, judge in session.recipe.judges.items() if name in asked}
-    own = {"weights": own_weights(session, models), "judges": hashed(judges)["hash"]}
-    return settings_of(session, config, models) | own
-
-
-def _may_change(recipe: Recipe, config: EvaluateConfig) -> bool:
-    """Whether a metric is judged by code or a server that a recipe only names."""
-    rewards = [metric.reward for metric in config.metrics.values()]
-    return any(is_path(name) or (name in recipe.judges and recipe.judges[name].url) for name in rewards)
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from json import dumps
+from pathlib import Path
+from shutil import rmtree
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,11 +16,13 @@ import torch
 from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.errors import ConfigError
-from flowopd.processes import own_rows, whole
+from flowopd.processes import agreed, only_main, own_rows, whole
 from flowopd.prompts import Prompt
-from flowopd.recipe import RUN
+from flowopd.recipe import RUN, Recipe
+from flowopd.records import File
 from flowopd.results import AVERAGE, TEACHER, Estimate, bootstrap_average, bootstrap_grouped
 from flowopd.rewards import Reward
+from flowopd.rewards.own import is_path
 from flowopd.session import Session
 from flowopd.stages.sample import (
     asked,
@@ -25,12 +30,21 @@ from flowopd.stages.sample import (
     evaluation_prompts,
     even_batch,
     metric_prompts,
+    own_weights,
     repeated,
 )
 from flowopd.stages.watch import check_finite
 
 Scores = Mapping[str, np.ndarray]
 """{metric: value (P,) of each prompt}"""
+
+
+class KeptScores(File):
+    """The scores of one model: an evaluation that was broken off goes on with the next one."""
+
+    made_by: ClassVar[str] = "flowopd eval"
+
+    values: dict[str, list[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +78,32 @@ class Judging:
         return replace(self, config=config, prompts={key: self.prompts[key] for key in self.prompts if key in needed})
 
     def scores(self, model: str) -> Scores:
-        """What a model's pictures get. Raises NumericsError for a score that is not finite."""
+        """What a model's pictures get; kept in the run's cache for an evaluation that is broken off, until `forget`.
+
+        Raises NumericsError for a score that is not finite, DataError for a damaged file of the cache.
+        """
+        file = None if may_change(self.session.recipe, self.config) else self._kept_at(model)
+        if file is not None and agreed(file.exists):
+            return {name: np.array(values) for name, values in KeptScores.load(file).values.items()}
+        scores = self._found(model)
+        if file is not None:
+            kept = KeptScores(values={name: values.tolist() for name, values in scores.items()})
+            only_main(lambda: kept.save(file))
+        return scores
+
+    def _kept_at(self, model: str) -> Path:
+        """The file of the cache for a model's scores, named by all that they depend on."""
+        depended = dependences(self.session, self.config, [model])
+        return self._cache() / f"{hashed({'model': model, **depended})['hash']}.json"
+
+    def forget(self) -> None:
+        """Have every model judged anew the next time."""
+        only_main(lambda: rmtree(self._cache(), ignore_errors=True))
+
+    def _cache(self) -> Path:
+        return self.session.out / "cache" / "scores"
+
+    def _found(self, model: str) -> Scores:
         config = self.config
         pictures = {
             source: draw_pictures(self.session, model, group, config, self.conditioning, own_pictures(group, config))
@@ -114,12 +153,14 @@ def groups_of(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:
 def settings_of(session: Session, config: EvaluateConfig, models: Sequence[str] = ()) -> dict[str, object]:
     """What the numbers of these models depend on, the run's own weights aside, with a hash of it."""
     teachers = [model.removeprefix(TEACHER) for model in models if model.startswith(TEACHER)]
+    own = {name: scale for name in teachers if (scale := session.recipe.teachers[name].guidance) is not None}
     judged = {".".join(asked(metric, config)) for metric in config.metrics.values()}
     return hashed(
         {
             **session.recipe.parts(*RUN),
             "evaluate": config.model_dump(mode="json", exclude={"models", "checkpoints"}),
             "sha256": session.hashes(teachers),
+            **({"guidance": own} if own else {}),
             "sha256_prompts": {name: value for name, value in session.prompt_hashes().items() if name in judged},
         }
     )
@@ -129,3 +170,17 @@ def hashed(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings with the hash of them all, `hash`."""
     plain = {key: value for key, value in settings.items() if key != "hash"}
     return plain | {"hash": sha256(dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
+def dependences(session: Session, config: EvaluateConfig, models: Sequence[str]) -> dict[str, object]:
+    """What the numbers of these models depend on, with hashes of it all, of the run's own weights and of the judges."""
+    names = {metric.reward for metric in config.metrics.values()}
+    judges = {name: judge.model_dump(mode="json") for name, judge in session.recipe.judges.items() if name in names}
+    own = {"weights": own_weights(session, models), "judges": hashed(judges)["hash"]}
+    return settings_of(session, config, models) | own
+
+
+def may_change(recipe: Recipe, config: EvaluateConfig) -> bool:
+    """Whether a metric is judged by code or a server that a recipe only names."""
+    rewards = [metric.reward for metric in config.metrics.values()]
+    return any(is_path(name) or (name in recipe.judges and recipe.judges[name].url) for name in rewards)
