@@ -1,7 +1,7 @@
 """Two experts of points in the plane become one student: the whole method on a flow whose velocity is known exactly.
 
 Each expert knows the exact velocity of one shape, made of Gaussians: `ring`, or `cross`. The student, a small network
-that is told which shape is wanted, learns from both at the points that it visits itself. About ten seconds on a CPU.
+that is told which shape is wanted, learns from both at the points that it visits itself. Seconds on a CPU.
 
     python examples/01_toy_2d.py --out toy.png
 """

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flowopd.errors import ConfigError
 from flowopd.noise import seed_of
 from flowopd.pipeline import judge, open_run, train
 from flowopd.prompts import Prompt, write_prompts
@@ -19,15 +20,18 @@ from flowopd.stages.sample import draw_to
 from flowopd.step import Estimator
 from flowopd.tracking import OnUpdate
 
+Given = str | Path | Sequence[str | Prompt]
+"""Prompts as a caller gives them: a file, or what it would hold."""
+
 
 class Distiller:
     """Several experts of one base become one model, in the folder `out`.
 
     `base` is a folder, hub id or `package:` name. `teachers` are adapters by name, each a folder, file or hub id, or a
     mapping of a recipe's keys, such as `{"transformer": FOLDER}`. `prompts` are those of each label: a file, several
-    texts, or a mapping of files by split. Every other keyword is a part of a recipe by its name, such as
-    `distill={"optim": {"updates": 100}}`, `evaluate={...}`, `dtype="bfloat16"`. The student starts from the experts'
-    mean unless `coldstart` says otherwise; None starts from the base.
+    texts or `Prompt`s to train on, or a mapping of either by split. Every other keyword is a part of a recipe by its
+    name, such as `distill={"optim": {"updates": 100}}`, `evaluate={...}`, `dtype="bfloat16"`. The student starts from
+    the experts' mean unless `coldstart` says otherwise; None starts from the base.
 
     `router(prompts) -> (B, K)` replaces the routes by label, `objective(step, dynamics, target, weight) -> (B,)` the
     loss. An object over a folder that holds the same run goes on with it.
@@ -39,7 +43,7 @@ class Distiller:
         self,
         base: str | Path,
         teachers: Mapping[str, str | Path | Mapping[str, Any]],
-        prompts: Mapping[str, str | Path | Sequence[str] | Mapping[str, str]],
+        prompts: Mapping[str, Given | Mapping[str, Given]],
         out: str | Path = "runs/distill",
         *,
         router: Router | None = None,
@@ -100,15 +104,26 @@ class Distiller:
             write_prompts(file, prompts)
         return session
 
-    def _files(self, label: str, source: str | Path | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-        """The recipe's words for some prompts; texts go to a file of the run that is named by its content."""
-        if isinstance(source, str | Path):
-            return {"train": str(source)}
-        if isinstance(source, Mapping):
-            return {split: str(file) for split, file in source.items()}
-        file = self.out / "prompts" / f"{label}-{seed_of(*source):016x}.jsonl"
-        self._texts[file] = [Prompt(text, label) for text in source]
-        return {"train": str(file)}
+    def _files(self, label: str, source: Given | Mapping[str, Given]) -> dict[str, str]:
+        """The recipe's words for some prompts, by split."""
+        by_split = source if isinstance(source, Mapping) else {"train": source}
+        return {split: self._file(label, given) for split, given in by_split.items()}
+
+    def _file(self, label: str, given: Given) -> str:
+        """The file of some prompts; texts go to one of the run that is named by its content."""
+        if isinstance(given, str | Path):
+            return str(given)
+        prompts = [one if isinstance(one, Prompt) else Prompt(_text(label, one), label) for one in given]
+        content = [(prompt.text, repr(sorted(prompt.metadata.items()))) for prompt in prompts]
+        file = self.out / "prompts" / f"{label}-{seed_of(*(part for pair in content for part in pair)):016x}.jsonl"
+        self._texts[file] = prompts
+        return str(file)
+
+
+def _text(label: str, given: object) -> str:
+    if not isinstance(given, str):
+        raise ConfigError(f"prompts of {label!r} are texts or flowopd.Prompt, got {repr(given)[:80]}")
+    return given
 
 
 def _teacher(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:

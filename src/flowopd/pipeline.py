@@ -41,9 +41,11 @@ LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerat
 def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | None:
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
-    Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe, or another
-    process writes into it.
+    Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe, another process
+    writes into it, or the recipe has no stage.
     """
+    if not stages(recipe) and recipe.evaluate is None:
+        raise ConfigError("the recipe has nothing to do; add distill, coldstart, grpo_mix or evaluate")
     session = open_run(recipe, out, own)
     with held(session.out):
         train(session)

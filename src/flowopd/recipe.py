@@ -134,13 +134,13 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML file, with overrides such as `distill.optim.updates=20`.
+    """The recipe of a YAML file, or one that ships, by name, with overrides such as `distill.optim.updates=20`.
 
     A recipe may start from another in its folder, `extends: FILE.yaml`: its own keys are laid over those, mapping by
     mapping. Raises ConfigError if a file is missing or no YAML of plain values (see `untrusted`), for secrets in it,
     and for unknown keys, whose nearest known one it names.
     """
-    return make_recipe(read_tree(Path(path)), overrides, str(path))
+    return make_recipe(read_tree(recipe_path(str(path))), overrides, str(path))
 
 
 def read_tree(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:

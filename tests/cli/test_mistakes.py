@@ -51,6 +51,18 @@ MISTAKES = {
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=mini_qualty",
         ["'mini_qualty'", "did you mean 'mini_quality'"],
     ),
+    "a metric's owner that is no teacher": (
+        "run {recipe} --out {out} --set evaluate.metrics.quality.owner=nobody",
+        ["evaluate.metrics.quality.owner 'nobody'", "composition, quality", "leave it out"],
+    ),
+    "test prompts that their judge cannot use": (
+        "run {recipe} --out {out} --set evaluate.metrics.quality.reward=ocr",
+        ["prompts.quality.test, which ocr judges", "between double quotes", "write it as in"],
+    ),
+    "a recipe with nothing to do": (
+        "run {recipe} --out {out} --set distill=null --set coldstart=null --set evaluate=null",
+        ["nothing to do", "add distill"],
+    ),
     "a judge whose code is not trusted": (
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=deqa",
         ["deqa runs code", "judges.deqa.trust_remote_code=true"],

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flowopd import ConfigError, Distiller
+from flowopd import ConfigError, Distiller, Prompt
 from flowopd.lora_file import read_lora
+from flowopd.prompts import read_prompts
 from flowopd.step import closed_form
 
 
@@ -61,6 +62,18 @@ def test_prompts_may_be_texts(made, tmp_path):
     assert said == ["a red ring", "a blue star", "a star"]
     with pytest.raises(ConfigError, match="another prompts"):
         made(prompts={**texts, "quality": ["a moon"]}).train()
+
+
+def test_prompts_may_be_objects_with_other_wordings_and_have_a_split(made, tmp_path):
+    ring = Prompt("a red ring", "composition", {"wordings": ["a ring that is red"]})
+    prompts = {"composition": {"train": [ring], "test": ["a ring"]}, "quality": ["a star"]}
+    distiller = made(prompts=prompts)
+    distiller.train()
+    files = distiller.recipe.prompts["composition"]
+    assert read_prompts(files.train, "x")[0].wordings == ("a ring that is red",)
+    assert [prompt.text for prompt in read_prompts(files.test, "x")] == ["a ring"]
+    with pytest.raises(ConfigError, match=r"prompts of 'quality' are texts or flowopd\.Prompt, got 7"):
+        made(prompts={"quality": [7]})
 
 
 def test_an_update_is_heard_of_and_may_be_the_last(made, tmp_path):

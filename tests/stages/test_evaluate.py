@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flowopd.errors import ConfigError
+from flowopd.pipeline import train
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.stages import judging
 from flowopd.stages.evaluate import evaluate
@@ -174,3 +175,19 @@ def test_nothing_is_kept_of_judges_whose_code_may_change(world, tmp_path, drawn,
         with pytest.raises(KeyboardInterrupt):
             evaluate(world.session(tmp_path / "out", **tree))
         assert models_of(drawn) == ["base", "teacher:composition"]
+
+
+def test_without_the_base_there_is_a_table_and_no_gap(world, tmp_path, distilling):
+    owned = {"quality": {**METRICS["quality"], "owner": "quality"}}
+    session = world.session(
+        tmp_path / "out",
+        evaluate={**QUICK, "metrics": owned, "models": ["merge", "teacher:quality"]},
+        coldstart={"kind": "merge"},
+        distill=distilling(updates=1),
+    )
+    train(session)
+    session.recipe = session.recipe.model_copy(
+        update={"evaluate": session.recipe.evaluate.model_copy(update={"models": ("student", "teacher:quality")})}
+    )
+    results = evaluate(session)
+    assert list(results.models) == ["student", "teacher:quality"] and results.gap_closed == {}

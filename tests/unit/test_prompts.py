@@ -141,7 +141,7 @@ BROKEN = {
         ["a.jsonl:1", "no list of texts"],
     ),
     "an empty wording": ("a.jsonl", b'{"prompt": "a", "wordings": [" "]}', ["a.jsonl:1", "no list of texts"]),
-    "wordings that are one text": ("a.csv", b"prompt,wordings\na,b\n", ["a.csv:2", "'b'", "list them, or none"]),
+    "wordings that are one text": ("a.csv", b"prompt,wordings\na,b\n", ["a.csv:2", "'b'", "list them, in JSON"]),
     "a wording without end": (
         "a.json",
         json.dumps([{"prompt": "a", "wordings": ["b" * 20_001]}]).encode(),

@@ -3,6 +3,7 @@
 import pytest
 
 from flowopd.errors import ConfigError
+from flowopd.hub import located
 from flowopd.recipe import load_recipe
 from flowopd.suite import Claim, Reach, Run, load_runs, load_suite
 
@@ -47,6 +48,10 @@ def test_recipes_that_extend_each_other_are_refused(folder):
     (folder / "parent.yaml").write_text("extends: child.yaml\nbase: there\n")
     with pytest.raises(ConfigError, match="comes back to it"):
         load_recipe(folder / "child.yaml")
+
+
+def test_a_recipe_that_ships_is_loaded_by_its_name_too():
+    assert load_recipe("mini-demo") == load_recipe(located("package:recipes") / "mini-demo.yaml")
 
 
 def test_a_recipe_is_one_run(folder, tmp_path):

@@ -97,5 +97,7 @@ def _wordings(row: Row) -> list[str]:
     given = row.fields.get(WORDINGS)
     listed = [] if given is None else given
     if not isinstance(listed, list | tuple) or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise DataError(f"{row.where} has wordings that are no list of texts, {repr(given)[:80]}; list them, or none")
+        raise DataError(
+            f"{row.where} has wordings that are no list of texts, {repr(given)[:80]}; list them, in JSON lines or JSON"
+        )
     return [text.strip() for text in listed]

@@ -23,7 +23,7 @@ from flowopd.hub import fetched
 from flowopd.prompts import Prompt
 from flowopd.rewards.base import Scores
 from flowopd.rewards.clip import Clip
-from flowopd.rewards.geneval_rules import Box, Detection, judge
+from flowopd.rewards.geneval_rules import Box, Detection, asked_of, judge
 from flowopd.rewards.pairs import check_pairs
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -79,10 +79,16 @@ class Geneval:
         self._clip, self._device = Clip(clip, device=device), device
         self._classifiers: dict[str, Tensor] = {}
 
+    @staticmethod
+    def check_prompt(prompt: Prompt) -> None:
+        """Raises DataError if a prompt has no composition metadata, or asks for what GenEval does not know."""
+        asked_of(prompt.metadata, prompt.text)
+        _check_known(prompt)
+
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)
         for prompt in prompts:
-            _check_known(prompt)
+            self.check_prompt(prompt)
         verdicts = [
             judge(self.detect(picture, prompt.metadata), {**prompt.metadata, "prompt": prompt.text})
             for picture, prompt in zip(pictures, prompts, strict=True)

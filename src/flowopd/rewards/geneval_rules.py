@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowopd.errors import DataError
-from flowopd.prompts.composition import RELATIONS, Clause, composition
+from flowopd.prompts.composition import RELATIONS, Clause, Composition, composition
 
 Box = tuple[float, float, float, float]
 
@@ -48,15 +48,20 @@ class Verdict:
     continuous: float
 
 
+def asked_of(metadata: Mapping[str, Any], text: str) -> Composition:
+    """What a prompt's metadata asks for. Raises DataError if it has no `include`, or a clause that is broken."""
+    asked = composition(metadata, f"prompt {text!r}")
+    if not asked.include:
+        raise DataError(f"prompt {text!r} has no composition metadata; GenEval's `include` has to name its objects")
+    return asked
+
+
 def judge(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> Verdict:
     """The verdict on one picture.
 
     Raises DataError if the metadata has no `include`, or a clause that is broken or points at a later one.
     """
-    where = f"prompt {metadata.get('prompt', '')!r}"
-    asked = composition(metadata, where)
-    if not asked.include:
-        raise DataError(f"{where} has no composition metadata; GenEval's `include` has to name its objects")
+    asked = asked_of(metadata, str(metadata.get("prompt", "")))
     clauses = asked.include
     ranked = sorted(detections, key=lambda detection: -detection.confidence)
     found = Counter(detection.kind for detection in ranked)

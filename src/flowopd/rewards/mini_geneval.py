@@ -20,7 +20,7 @@ from flowopd.mini.draw import SCALE, silhouette
 from flowopd.mini.world import COLOURS, KINDS, SIZE
 from flowopd.prompts import Prompt
 from flowopd.rewards.base import Scores
-from flowopd.rewards.geneval_rules import Box, Detection, judge
+from flowopd.rewards.geneval_rules import Box, Detection, asked_of, judge
 from flowopd.rewards.pairs import check_pairs
 
 SMOOTHING = 0.7
@@ -65,6 +65,11 @@ class MiniGeneval:
 
     Raises DataError if a prompt has no composition metadata, or pictures and prompts differ in number.
     """
+
+    @staticmethod
+    def check_prompt(prompt: Prompt) -> None:
+        """Raises DataError if a prompt has no composition metadata."""
+        asked_of(prompt.metadata, prompt.text)
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)

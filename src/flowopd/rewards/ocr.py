@@ -44,6 +44,11 @@ class Ocr:
         """Raises ConfigError if rapidocr cannot be imported."""
         _library()
 
+    @staticmethod
+    def check_prompt(prompt: Prompt) -> None:
+        """Raises DataError if a prompt has nothing between quotes."""
+        target(prompt.text)
+
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)
         targets = [target(prompt.text) for prompt in prompts]

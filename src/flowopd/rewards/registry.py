@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flowopd.errors import ConfigError
+from flowopd.prompts import Prompt
 from flowopd.rewards.base import JudgeConfig, Reward
 from flowopd.rewards.own import OwnEntry, announced, is_path
 from flowopd.rewards.remote import Remote
@@ -29,13 +30,15 @@ CHAT = ("model", "url", "token", "deadline", "retries")
 class Entry:
     """A reward's class in a module here, which is imported when it is used, and the settings of `judges` it takes.
 
-    `checks` is for a class that looks at what it needs before it is built, as those of CODE and CHAT do.
+    `checks` is for a class that looks at what it needs before it is built, as those of CODE and CHAT do; `asks` for one
+    that cannot judge every prompt, and says which (`check_prompt`).
     """
 
     module: str
     name: str
     takes: tuple[str, ...] = ()
     checks: bool = False
+    asks: bool = False
 
     def check(self, name: str, config: JudgeConfig) -> None:
         """Raises ConfigError for a setting that would be ignored, and for one, or a library, that is lacking."""
@@ -46,6 +49,11 @@ class Entry:
             raise ConfigError(f"{name} takes no {idle[0]!r}, got {getattr(config, idle[0])!r}; {mend}")
         if self.checks or self.takes in (CODE, CHAT):
             self._class.check(config)
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raises DataError for a prompt that it cannot judge, as far as that is known before it is built."""
+        for prompt in prompts if self.asks else ():
+            self._class.check_prompt(prompt)
 
     def build(self, device: str | torch.device, config: JudgeConfig) -> Reward:
         """The reward, its net on the device if it has one here."""
@@ -60,8 +68,8 @@ class Entry:
 
 
 REWARDS: Mapping[str, Entry] = {
-    "geneval": Entry("geneval", "Geneval", NET),
-    "ocr": Entry("ocr", "Ocr", checks=True),
+    "geneval": Entry("geneval", "Geneval", NET, asks=True),
+    "ocr": Entry("ocr", "Ocr", checks=True, asks=True),
     "pickscore": Entry("pickscore", "PickScore", NET),
     "clipscore": Entry("clipscore", "ClipScore", NET),
     "aesthetic": Entry("aesthetic", "Aesthetic", NET),
@@ -70,7 +78,7 @@ REWARDS: Mapping[str, Entry] = {
     "deqa": Entry("deqa", "Deqa", CODE),
     "unifiedreward": Entry("unifiedreward", "UnifiedReward", CHAT),
     "qwenvl": Entry("qwenvl", "QwenVl", CHAT),
-    "mini_geneval": Entry("mini_geneval", "MiniGeneval"),
+    "mini_geneval": Entry("mini_geneval", "MiniGeneval", asks=True),
     "mini_quality": Entry("mini_quality", "MiniQuality"),
     "mini_preference": Entry("mini_preference", "MiniPreference"),
     "mini_holdout": Entry("mini_holdout", "MiniHoldout"),
@@ -89,6 +97,12 @@ def check_reward(name: str, config: JudgeConfig | None = None) -> None:
     """
     config = config or JudgeConfig()
     return Remote.check(name, config) if _is_elsewhere(name, config) else _entry(name).check(name, config)
+
+
+def check_prompts(name: str, prompts: Iterable[Prompt]) -> None:
+    """Raises DataError for a prompt that a reward of ours cannot judge, as far as that is known without its weights."""
+    if name in REWARDS:
+        REWARDS[name].check_prompts(prompts)
 
 
 def make_reward(name: str, device: str | torch.device = "cpu", config: JudgeConfig | None = None) -> Reward:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
-from flowopd.errors import ConfigError
+from flowopd.errors import ConfigError, DataError
 from flowopd.hub import located
 from flowopd.objectives import step_weights
-from flowopd.prompts import DATASET, absent
+from flowopd.prompts import DATASET, Prompt, absent
 from flowopd.recipe import Recipe
 from flowopd.results import BASE
-from flowopd.rewards.registry import REWARDS, check_reward
+from flowopd.rewards.registry import REWARDS, check_prompts, check_reward
 from flowopd.session import Session
-from flowopd.stages.sample import evaluation_prompts
+from flowopd.stages.sample import asked, evaluation_prompts
 from flowopd.stages.updates import counts_of, plans_of
 from flowopd.tracking.boards import check_boards
 
@@ -21,8 +23,8 @@ def check(session: Session) -> None:
 
     Raises ConfigError for an unknown reward, teacher or anchor, a tracker that is not installed, more labels or steps
     in an update than there are, and a judge elsewhere that a stage to come needs and that is not there; CheckpointError
-    for an expert that is missing or does not fit, DataError for prompt files that cannot be read and labels without a
-    route.
+    for an expert that is missing or does not fit, DataError for prompt files that cannot be read, labels without a
+    route, and prompts that their judge cannot use.
     """
     recipe = session.recipe
     check_named(recipe)
@@ -30,7 +32,7 @@ def check(session: Session) -> None:
     _check_rewards(recipe)
     session.reach_judges(_due(session))
     for train in recipe.rewarded():
-        session.prompts(train.prompts, "train")
+        _check_asked(session, train.reward, f"{train.prompts}.train", session.prompts(train.prompts, "train"))
     for name, teacher in recipe.teachers.items():
         if teacher.adapter is not None:
             session.adapters.checked(name, session.teacher_folder(name))
@@ -39,15 +41,20 @@ def check(session: Session) -> None:
     if recipe.distill is not None:
         check_distillation(session, recipe.distill)
     if recipe.evaluate is not None:
-        evaluation_prompts(session, recipe.evaluate)
+        prompts = evaluation_prompts(session, recipe.evaluate)
+        for metric in recipe.evaluate.metrics.values():
+            source = asked(metric, recipe.evaluate)
+            _check_asked(session, metric.reward, ".".join(source), prompts[source])
 
 
 def check_named(recipe: Recipe) -> None:
     """Refuse what a recipe names and has not; nothing is opened.
 
-    Raises ConfigError for an anchor that is no model of the recipe, DataError for a prompt file that is not there.
+    Raises ConfigError for an anchor that is no model of the recipe and a metric's owner that is no teacher, DataError
+    for a prompt file that is not there.
     """
     check_anchor(recipe)
+    check_owners(recipe)
     for files in recipe.prompts.values():
         for source in files.model_dump(exclude_none=True).values():
             if not source.startswith(DATASET) and not located(source).exists():
@@ -63,6 +70,18 @@ def check_anchor(recipe: Recipe) -> None:
             f"the anchor {anchor.model!r} is no model of the recipe; set distill.anchor.model to one of "
             f"{', '.join(models)}"
         )
+
+
+def check_owners(recipe: Recipe) -> None:
+    """Raises ConfigError for a metric whose owner is no teacher of the recipe."""
+    metrics = recipe.evaluate.metrics.items() if recipe.evaluate else ()
+    for name, metric in metrics:
+        if metric.owner is not None and metric.owner not in recipe.teachers:
+            known = ", ".join(recipe.teachers) or "none"
+            raise ConfigError(
+                f"evaluate.metrics.{name}.owner {metric.owner!r} is no teacher (the recipe has: {known}); name one, or "
+                "leave it out"
+            )
 
 
 def check_distillation(session: Session, config: DistillConfig) -> None:
@@ -88,6 +107,16 @@ def _check_rewards(recipe: Recipe) -> None:
     asked = dict.fromkeys(each.reward for each in (*recipe.rewarded(), *metrics))
     for name in (*asked, *(name for name in recipe.judges if name not in asked)):
         check_reward(name, recipe.judges.get(name) if name in asked or name in REWARDS else None)
+
+
+def _check_asked(session: Session, reward: str, source: str, prompts: Sequence[Prompt]) -> None:
+    """Raises DataError, which names their source, for prompts that a reward here cannot judge."""
+    if reward in session.recipe.judges and session.recipe.judges[reward].url is not None:
+        return
+    try:
+        check_prompts(reward, prompts)
+    except DataError as error:
+        raise DataError(f"prompts.{source}, which {reward} judges: {error}") from None
 
 
 def _due(session: Session) -> list[str]:

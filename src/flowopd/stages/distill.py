@@ -19,6 +19,7 @@ from flowopd.stages.monitor import Trained
 from flowopd.stages.router import routes_of
 from flowopd.stages.updates import DistillUpdate, Place, distillation, update_kind
 from flowopd.step import Distillation
+from flowopd.tracking import warn
 from flowopd.train import Trainer
 from flowopd.velocity import VelocityField
 from flowopd.wordings import with_wordings
@@ -39,6 +40,8 @@ def distill(session: Session) -> Path:
     teachers = session.load_teachers() if config.distillation else []
     if config.anchor and config.anchor.model != BASE:
         session.load_teachers([config.anchor.model])
+    if config.reworded and not any(prompt.wordings for prompt in every):
+        warn("distill.reworded is set, and no training prompt has other `wordings`; give some, or leave it out")
     conditioning = session.encode(with_wordings(every))
     route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flowopd.configs import EvaluateConfig
 from flowopd.durable import replace_text
 from flowopd.processes import agreed, only_main
-from flowopd.results import STUDENT, TEACHER, Estimate, Results, gap_closed
+from flowopd.results import BASE, STUDENT, TEACHER, Estimate, Results, gap_closed
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
 from flowopd.stages.judging import Judging, dependences, may_change
@@ -70,6 +70,6 @@ def evaluated(session: Session) -> Results | None:
 
 
 def _owners(config: EvaluateConfig, models: Sequence[str]) -> dict[str, str]:
-    """The teacher of each metric, as far as its row and the student's are there."""
+    """The teacher of each metric, as far as its row, the base's and the student's are there."""
     owned = {name: metric.owner for name, metric in config.metrics.items() if metric.owner}
-    return {name: owner for name, owner in owned.items() if {TEACHER + owner, STUDENT} <= set(models)}
+    return {name: owner for name, owner in owned.items() if {BASE, TEACHER + owner, STUDENT} <= set(models)}
