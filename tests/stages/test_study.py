@@ -145,6 +145,18 @@ def test_the_page_stays_when_the_runs_are_gone(studied, study, tmp_path):
     assert kept == {*files, "samples"}
 
 
+def test_of_another_run_in_its_place_nothing_stays(studied, tmp_path):
+    docs = shutil.copytree(studied / "docs", tmp_path / "docs")
+    kept, run = docs / "results" / "student" / "seed-1", studied / "runs" / "student" / "seed-1"
+    (kept / "results.json").write_text((kept / "results.json").read_text().replace('"mean"', '"mean" '))
+    (kept / "scores.json").write_text("{}")
+    runs = shutil.copytree(studied / "runs", tmp_path / "runs")
+    (runs / "student" / "seed-1" / INTERFERENCE).unlink()
+    write_study(studied / "all.yaml", runs, docs)
+    assert not (kept / INTERFERENCE).exists()
+    assert all((kept / name).read_bytes() == (run / name).read_bytes() for name in ("results.json", "scores.json"))
+
+
 def test_the_wall_has_the_pictures_of_the_runs(studied, study):
     prompts = json.loads((studied / "runs" / "experts" / "seed-0" / "samples" / "index.json").read_text())["prompts"]
     assert study.wall.prompts == prompts

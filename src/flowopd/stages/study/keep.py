@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,17 @@ def keep(suite: Path, runs: Path, folder: Path) -> None:
     for run, kept in zip(load_runs(suite, runs), load_runs(suite, folder), strict=True):
         if is_done(run) and not changes(run) and run.folder != kept.folder:
             shown = [model for row, model in map(parted, wall) if row == run.row]
-            for name in (*FOUND, *tiles_of(run, shown)):
-                if (run.folder / name).exists():
-                    replace_bytes(kept.folder / name, (run.folder / name).read_bytes())
+            _copy(run, kept, (*FOUND, *tiles_of(run, shown)))
+
+
+def _copy(run: Run, kept: Run, names: Sequence[str]) -> None:
+    """Copy these files of a run, as far as it has them; of another run in its place nothing stays."""
+    if is_done(kept) and (kept.folder / RESULTS).read_bytes() != (run.folder / RESULTS).read_bytes():
+        for name in FOUND:
+            (kept.folder / name).unlink(missing_ok=True)
+    for name in names:
+        if (run.folder / name).exists():
+            replace_bytes(kept.folder / name, (run.folder / name).read_bytes())
 
 
 def is_done(run: Run) -> bool:
