@@ -186,6 +186,13 @@ def test_what_does_not_ship_is_no_source(flowopd, flags, tmp_path, flag):
     assert made.code == 2 and "package:mini/teachers/ocr does not ship with flowopd" in made.err
 
 
+def test_a_prompt_file_that_is_not_here_is_noted_and_a_name_that_comes_twice_is_refused(flowopd, flags, tmp_path):
+    made = flowopd("init", *flags, "--prompts", "quality=nowhere.txt", "--to", tmp_path / "mine.yaml")
+    assert made.code == 2 and "--prompts gives 'quality' twice" in made.err and not (tmp_path / "mine.yaml").exists()
+    made = flowopd("init", *flags[:-2], "--prompts", "quality=nowhere.txt", "--to", tmp_path / "mine.yaml")
+    assert made.code == 0 and "note: nowhere.txt is not here; it has to be where the recipe runs" in made.err
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--gpu", "h1000"), ("--base", "nowhere"), ("--base", "cpu")])
 def test_a_flag_that_cannot_be_is_refused_before_anything_is_asked(flowopd, tmp_path, monkeypatch, flag, value):
     monkeypatch.setattr("typer.prompt", lambda *_, **__: pytest.fail("asked"))

@@ -159,11 +159,14 @@ def recipe_tree(
 
 
 def pairs(values: list[str] | None, flag: str) -> list[tuple[str, str]]:
-    """NAME=PATH values of a flag, apart. Raises ConfigError for one that is none."""
+    """NAME=PATH values of a flag, apart. Raises ConfigError for one that is none, and for a name that comes twice."""
     apart = [value.partition("=")[::2] for value in values or []]
     wrong = [value for value, (name, path) in zip(values or [], apart, strict=True) if not (name and path)]
     if wrong:
         raise ConfigError(f"{flag} {wrong[0]!r} is not of the form NAME=PATH")
+    names = [name for name, _ in apart]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{flag} gives {twice[0]!r} twice; leave one out, or name it otherwise")
     return apart
 
 

@@ -62,7 +62,7 @@ def init(
 
     named, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
     _check_given((base, stage.check_base), (gpu, gpu_named))
-    _check_given(*((source, stage.check_shipped) for source in (*named.values(), *files.values())))
+    _check_given(*((source, _note_missing) for source in (*named.values(), *files.values())))
     base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
     named = named or _asked_teachers()
     files = files or _asked_files(named)
