@@ -263,6 +263,15 @@ def test_doctor_says_what_it_looked_at_and_makes_no_folder(flowopd, world, tmp_p
     assert "judge mini_quality: scores 4 golden pictures" in made.out
 
 
+def test_doctor_goes_on_with_the_changes_that_it_was_given(flowopd, world, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(world.tree(distill={})))
+    made = flowopd(
+        "doctor", tmp_path / "recipe.yaml", "--set", "distill.anchor={model: base}", "--out", tmp_path / "out"
+    )
+    said = f"flowopd run {tmp_path / 'recipe.yaml'} --set 'distill.anchor={{model: base}}' --out {tmp_path / 'out'}"
+    assert made.code == 0 and said in made.err
+
+
 def test_doctor_without_a_recipe_looks_at_the_machine(flowopd):
     row = json.loads(flowopd("doctor", "--json").out)
     assert row["ok"] and [check["name"] for check in row["checks"]] == ["versions", "device", "threads", "hub", "disk"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -80,4 +81,5 @@ def doctor(
         show_checks(checks)
     if not stage.passed(checks):
         raise typer.Exit(1)
-    hint(f"flowopd run {recipe} --out {out}" if recipe else "flowopd demo, or flowopd init")
+    changes = "".join(f" --set {quote(change)}" for change in sets or [])
+    hint(f"flowopd run {recipe}{changes} --out {out}" if recipe else "flowopd demo, or flowopd init")
