@@ -26,6 +26,8 @@ class Far:
     def __call__(self, pictures, prompts): return [0.5, 1.5]
 class Lost:
     def __call__(self, pictures, prompts): return [0.5, float("nan")]
+class Torn:
+    def __call__(self, pictures, prompts): raise KeyError("boom")
 class Mute: pass
 def whole(pictures, prompts): return np.ones(len(pictures))
 number = 3
@@ -92,6 +94,12 @@ def test_what_cannot_be_called_is_refused(module):
 def test_an_answer_that_is_no_score_is_refused(module, name, said):
     with pytest.raises(DataError, match=said):
         make_reward(f"{module}:{name}")(PICTURES, PROMPTS)
+
+
+def test_a_reward_that_fails_is_named_and_its_own_error_is_kept(module):
+    with pytest.raises(DataError, match=r"reward their_rewards:Torn failed \(KeyError: 'boom'\); mend it") as caught:
+        make_reward(f"{module}:Torn")(PICTURES, PROMPTS)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def metric(reward, **parts):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowopd.errors import ConfigError, DataError
+from flowopd.errors import ConfigError, DataError, FlowOpdError
 from flowopd.prompts import Prompt
 from flowopd.rewards.base import JudgeConfig, Reward, Scores
 
@@ -92,8 +92,17 @@ class Checked:
     reward: Callable[[np.ndarray, Sequence[Prompt]], Any]
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
-        """The scores. Raises DataError if there is another number of them than pictures, or one is not in 0..1."""
-        answer = self.reward(pictures, prompts)
+        """The scores.
+
+        Raises DataError if the reward fails, there is another number of scores than pictures, or one is not in 0..1.
+        """
+        try:
+            answer = self.reward(pictures, prompts)
+        except FlowOpdError:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            raise DataError(f"reward {self.name} failed ({told}); mend it, --debug shows where") from error
         scores = answer if isinstance(answer, Scores) else Scores(np.asarray(answer, np.float64))
         value = np.asarray(scores.value, np.float64)
         if value.shape != (len(pictures),):
