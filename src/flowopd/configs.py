@@ -255,7 +255,7 @@ class EvaluateConfig(Strict):
 
     metrics: dict[Name, MetricConfig] = Field(description="the columns of the table by name")
     split: Split = Field("test", description="which prompts of a label")
-    limit: int | None = Field(None, ge=1, description="at most so many prompts of a label, spread evenly")
+    limit: int | None = Field(None, ge=0, description="at most so many prompts of a label, spread evenly; 0 is all")
     images_per_prompt: int = Field(1, ge=1, description="pictures of each prompt; their scores are averaged")
     micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     seed: int = Field(0, ge=0, lt=SEEDS, description="of the pictures' noise, the same for every model")

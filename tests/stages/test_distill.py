@@ -84,6 +84,14 @@ def test_distillation_leaves_experts_and_base_as_they_were(world, tmp_path, dist
     assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
 
 
+def test_a_teacher_that_no_label_goes_to_is_told_of(world, tmp_path, distilling, capsys):
+    routes = {"composition": "composition", "quality": "composition"}
+    for name, anchor in (("idle", None), ("held", {"model": "quality", "weight": 0.1})):
+        distill(world.session(tmp_path / name, distill=distilling(updates=1, anchor=anchor), routes=routes))
+        told = "teacher quality has no route and teaches nothing" in capsys.readouterr().err
+        assert told == (name == "idle")
+
+
 # Student and expert may read different words
 
 

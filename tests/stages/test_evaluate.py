@@ -89,7 +89,7 @@ def test_a_model_that_is_not_there_is_named(world, tmp_path):
         evaluate(session)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, None, 20])
+@pytest.mark.parametrize("limit", [1, 3, 7, None, 0, 20])
 def test_a_limit_spreads_over_the_whole_file(limit):
     chosen = spread(range(14), limit)
     assert len(chosen) == min(limit or 14, 14) and len(set(chosen)) == len(chosen)

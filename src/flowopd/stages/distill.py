@@ -42,6 +42,8 @@ def distill(session: Session) -> Path:
         session.load_teachers([config.anchor.model])
     if config.reworded and not any(prompt.wordings for prompt in every):
         warn("distill.reworded is set, and no training prompt has other `wordings`; give some, or leave it out")
+    for name in _idle(session, config, list(prompts)):
+        warn(f"teacher {name} has no route and teaches nothing; give it a label in `routes`, or leave it out")
     conditioning = session.encode(with_wordings(every))
     route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))
@@ -74,6 +76,15 @@ def _config(session: Session) -> DistillConfig:
     if not config.distillation and not (config.anchor and config.anchor.weight > 0):
         raise ConfigError("distill.distillation is off and there is no anchor; nothing is left to learn from")
     return config
+
+
+def _idle(session: Session, config: DistillConfig, labels: Sequence[str]) -> list[str]:
+    """The teachers that no label is routed to, and that are not the anchor either."""
+    if session.own.router is not None or not config.distillation:
+        return []
+    taught = session.router(labels)(session.routed(labels)).sum(0).tolist()
+    held = config.anchor.model if config.anchor else None
+    return [name for name, weight in zip(session.recipe.teachers, taught, strict=True) if not weight and name != held]
 
 
 def lesson_of(session: Session, config: DistillConfig, teachers: Sequence[str], view: View) -> Distillation:

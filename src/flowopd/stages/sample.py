@@ -264,8 +264,8 @@ def metric_prompts(
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts, evenly spaced."""
-    if limit is None or limit >= len(prompts):
+    """At most `limit` prompts, evenly spaced; all of them if it is 0 or None."""
+    if not limit or limit >= len(prompts):
         return list(prompts)
     return [prompts[i * len(prompts) // limit] for i in range(limit)]
 
