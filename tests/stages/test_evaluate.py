@@ -10,7 +10,7 @@ from flowopd.pipeline import train
 from flowopd.prompts import read_prompts, write_prompts
 from flowopd.stages import judging
 from flowopd.stages.evaluate import evaluate
-from flowopd.stages.sample import draw_pictures, spread
+from flowopd.stages.sample import draw_pictures, evaluation_prompts, spread
 
 METRICS = {
     "composition": {"reward": "mini_geneval", "prompts": "composition", "grouped": True},
@@ -89,11 +89,18 @@ def test_a_model_that_is_not_there_is_named(world, tmp_path):
         evaluate(session)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, None, 0, 20])
+@pytest.mark.parametrize("limit", [1, 3, 7, None, 20])
 def test_a_limit_spreads_over_the_whole_file(limit):
     chosen = spread(range(14), limit)
     assert len(chosen) == min(limit or 14, 14) and len(set(chosen)) == len(chosen)
     assert 0 in chosen and max(chosen) >= 13 - 14 / len(chosen)
+
+
+def test_a_limit_of_0_is_all(world, tmp_path):
+    session = world.session(tmp_path / "out", evaluate={**QUICK, "limit": 0})
+    found = evaluation_prompts(session, session.recipe.evaluate)
+    assert found["quality", "test"] == session.prompts("quality", "test")
+    assert spread(range(14), 0) == []
 
 
 def test_a_metric_may_name_the_split_of_its_prompts(world, tmp_path):

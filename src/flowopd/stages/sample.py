@@ -253,7 +253,7 @@ def asked(metric: MetricConfig, config: EvaluateConfig) -> tuple[str, str]:
 def evaluation_prompts(session: Session, config: EvaluateConfig) -> dict[tuple[str, str], list[Prompt]]:
     """The prompts by every label and split that a metric names; `limit` of each, spread evenly over the file."""
     named = dict.fromkeys(asked(metric, config) for metric in config.metrics.values())
-    return {(label, split): spread(session.prompts(label, split), config.limit) for label, split in named}
+    return {(label, split): spread(session.prompts(label, split), config.limit or None) for label, split in named}
 
 
 def metric_prompts(
@@ -264,8 +264,8 @@ def metric_prompts(
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts, evenly spaced; all of them if it is 0 or None."""
-    if not limit or limit >= len(prompts):
+    """At most `limit` prompts, evenly spaced."""
+    if limit is None or limit >= len(prompts):
         return list(prompts)
     return [prompts[i * len(prompts) // limit] for i in range(limit)]
 
