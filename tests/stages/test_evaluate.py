@@ -8,6 +8,7 @@ import pytest
 from flowopd.errors import ConfigError
 from flowopd.pipeline import train
 from flowopd.prompts import read_prompts, write_prompts
+from flowopd.results import Results
 from flowopd.stages import judging
 from flowopd.stages.evaluate import evaluate
 from flowopd.stages.sample import draw_pictures, evaluation_prompts, spread
@@ -198,3 +199,43 @@ def test_without_the_base_there_is_a_table_and_no_gap(world, tmp_path, distillin
     )
     results = evaluate(session)
     assert list(results.models) == ["student", "teacher:quality"] and results.gap_closed == {}
+
+
+def content(folder):
+    return {name: (folder / name).read_text() for name in ("results.json", "scores.json")}
+
+
+def test_a_table_that_is_not_made_again_is_put_aside_whole(world, tmp_path, capfd):
+    out = tmp_path / "out"
+    evaluate(world.session(out, evaluate=QUICK))
+    before = content(out)
+    evaluate(world.session(out, evaluate={**QUICK, "limit": 2}))
+    (aside,) = (out / "evaluations").iterdir()
+    assert content(aside) == before != content(out)
+    assert f"the table that was here is kept in {aside}" in " ".join(capfd.readouterr().err.split())
+    assert Results.load(aside / "results.json").per_prompt == "scores.json"
+
+
+def test_a_table_with_fewer_models_puts_that_with_more_aside(world, tmp_path):
+    out = tmp_path / "out"
+    evaluate(world.session(out, evaluate={**QUICK, "models": ["base", "teacher:quality"]}))
+    evaluate(world.session(out, evaluate={**QUICK, "models": ["base"]}))
+    (aside,) = (out / "evaluations").iterdir()
+    assert list(Results.load(aside / "results.json").models) == ["base", "teacher:quality"]
+
+
+def test_a_table_that_is_made_again_leaves_nothing_aside(world, tmp_path):
+    out = tmp_path / "out"
+    for models in (["base"], ["base", "teacher:quality"], ["base", "teacher:quality"]):
+        evaluate(world.session(out, evaluate={**QUICK, "models": models}))
+    assert list(Results.load(out / "results.json").models) == ["base", "teacher:quality"]
+    assert not (out / "evaluations").exists()
+
+
+def test_a_damaged_table_is_replaced(world, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    session = world.session(out, evaluate=QUICK)
+    (out / "results.json").write_text("{")
+    evaluate(session)
+    assert Results.load(out / "results.json").models and not (out / "evaluations").exists()

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from flowopd.configs import EvaluateConfig
-from flowopd.durable import replace_text
+from flowopd.durable import make_folder, replace_bytes, replace_text
+from flowopd.errors import DataError
 from flowopd.processes import agreed, only_main
 from flowopd.results import BASE, STUDENT, TEACHER, Estimate, Results, gap_closed
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
-from flowopd.stages.judging import Judging, dependences, may_change
+from flowopd.stages.judging import Judging, dependences, hashed, may_change
 from flowopd.stages.sample import available_models, plain_call
+from flowopd.tracking.screen import console, shows
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
+
+ASIDE = "evaluations"
+"""The folder of a run for tables of other settings than the last one's."""
 
 DEPENDED = ("hash", "weights", "judges")
 """The settings by which a table is known to be the one that would be made again."""
@@ -23,7 +29,8 @@ DEPENDED = ("hash", "weights", "judges")
 def evaluate(session: Session) -> Results:
     """Judge every model of a recipe that exists; writes OUT/results.json and OUT/scores.json.
 
-    Where the recipe says so its checkpoints too, to OUT/curve.json. After a call that was broken off it goes on with
+    Where the recipe says so its checkpoints too, to OUT/curve.json. A table that lies there and is not made again, of
+    another split say, is kept in a folder of OUT/evaluations. After a call that was broken off it goes on with
     the next model, as far as nothing changed. Raises ConfigError if the recipe has no `evaluate`,
     or names a model or a judge that there is not; NumericsError for a score that is not finite.
     """
@@ -44,6 +51,7 @@ def evaluate(session: Session) -> Results:
     results = gap_closed(results, _owners(config, models))
 
     def keep() -> None:
+        put_aside(session.out, results)
         replace_text(session.out / PER_PROMPT, json.dumps(scores))
         results.save(session.out / RESULTS)
 
@@ -52,6 +60,27 @@ def evaluate(session: Session) -> Results:
         write_curve(judging.averaged(), estimates)
     judging.forget()
     return results
+
+
+def put_aside(out: Path, coming: Results) -> None:
+    """Keep the table of a run beside another one that comes, unless that judges all its models as it did."""
+    try:
+        there = Results.load(out / RESULTS)
+    except DataError:
+        return
+    if (
+        there.settings.get("evaluate") == coming.settings.get("evaluate")
+        and there.models.keys() <= coming.models.keys()
+    ):
+        return
+    name = hashed({"settings": there.settings, "models": list(there.models)})["hash"]
+    folder = out / ASIDE / str(name)[:8]
+    make_folder(folder)
+    for file in (PER_PROMPT, RESULTS):
+        if (out / file).exists():
+            replace_bytes(folder / file, (out / file).read_bytes())
+    if shows():
+        console.print(f"the table that was here is kept in {folder}", highlight=False, soft_wrap=True)
 
 
 def evaluated(session: Session) -> Results | None:
