@@ -10,6 +10,9 @@ from flowopd.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
 
+GROWING = (MANIFEST, "metrics.jsonl")
+"""What a run writes at its start and with every update."""
+
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """What the manifest of a run's folder says; its `recipe` is a mapping.
@@ -27,3 +30,15 @@ def read_manifest(out: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise DataError(f"{file} holds no recipe; restore it, or choose another --out")
     return content
+
+
+def newest_run(place: Path) -> Path:
+    """The run that was last worked on, of those that lie in a folder. Raises ConfigError if there is none."""
+    runs = [file.parent for file in place.glob(f"*/{MANIFEST}")]
+    if not runs:
+        raise ConfigError(f"there is no run in {place}; give its folder with --out, or make one: flowopd demo")
+    return max(runs, key=_last_worked_on)
+
+
+def _last_worked_on(run: Path) -> float:
+    return max((run / name).stat().st_mtime for name in GROWING if (run / name).exists())

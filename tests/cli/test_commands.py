@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from flowopd import durable
 from flowopd.hub import located
 from flowopd.lora_file import read_lora
+from flowopd.manifest import newest_run
 from flowopd.results import Results
 from flowopd.stages.curve import Curve
 
@@ -299,3 +302,52 @@ def test_doctor_draws_a_table_on_a_terminal(flowopd, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     shown = flowopd("doctor")
     assert shown.code == 0 and "versions" in shown.out and "┃" in shown.out
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder to be in, whose runs are made up."""
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("third", "first", "second")):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        for file in ("manifest.json", "metrics.jsonl"):
+            (run / file).write_text("")
+            os.utime(run / file, (0, 0))
+        os.utime(run / "metrics.jsonl", (1000 - age, 1000 - age))
+    return tmp_path
+
+
+def test_the_run_that_was_last_worked_on_is_meant_and_named(flowopd, elsewhere, done):
+    shutil.copytree(done, elsewhere / "runs" / "new")
+    os.utime(elsewhere / "runs" / "new" / "manifest.json")
+    made = flowopd("report")
+    assert made.code == 0 and made.out.strip() == "runs/new/report.html"
+    assert made.err.startswith("run: runs/new, the last one worked on; --out names another\n")
+
+
+def test_what_a_run_wrote_last_decides_which_is_the_last(elsewhere):
+    assert newest_run(Path("runs")) == Path("runs/third")
+
+
+def test_without_any_run_the_mend_is_named(flowopd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (("eval",), ("report",), ("export",), ("sample", "-p", "a ring"), ("interference",)):
+        refused = flowopd(*command)
+        assert refused.code == 2 and "there is no run in runs; give its folder with --out" in refused.err, refused.err
+        assert refused.err.count("\n") == 1
+
+
+def test_help_looks_for_no_run(flowopd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = flowopd("eval", "--help")
+    assert shown.code == 0 and "the last one in runs" in " ".join(shown.out.split())
+
+
+def test_a_recipe_runs_where_its_name_says(flowopd, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(json.dumps(world.whole()))
+    shown = flowopd("doctor", "mine.yaml")
+    assert "--out runs/mine" in shown.err, shown.err
+    refused = flowopd("run", "mine.yaml", "--set", "coldstart=null", "--set", "distill=null", "--set", "evaluate=null")
+    assert refused.code == 2 and not (tmp_path / "runs" / "run").exists()

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, AsJson, Out, RecipeName, Sets, completed_hardware, completed_recipe
+from flowopd.cli.flags import (
+    HARDWARE,
+    RUNS,
+    AsJson,
+    NewRun,
+    RecipeName,
+    Sets,
+    completed_hardware,
+    completed_recipe,
+    run_of,
+)
 from flowopd.cli.shown import hint, show_checks
 from flowopd.errors import ConfigError
 
@@ -51,7 +61,7 @@ def plan(
     session = Session(load_recipe(file, sets or []), Path("runs/plan"))
     planned = stage.plan(session, gpu, flops, processes)
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
-    hint(f"flowopd doctor {recipe}, then flowopd run {recipe} --out runs/{Path(recipe).stem}")
+    hint(f"flowopd doctor {recipe}, then flowopd run {recipe} --out {run_of(recipe, None)}")
 
 
 def doctor(
@@ -61,7 +71,7 @@ def doctor(
             help="A recipe (YAML), or its name; none is the machine alone.", autocompletion=completed_recipe
         ),
     ] = None,
-    out: Out = Path("runs/run"),
+    out: NewRun = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +84,8 @@ def doctor(
     from flowopd.recipe import load_recipe, recipe_path
     from flowopd.stages import doctor as stage
 
-    checks = stage.doctor(load_recipe(recipe_path(recipe), sets or []) if recipe else None, out)
+    folder = run_of(recipe, out) if recipe else out or RUNS
+    checks = stage.doctor(load_recipe(recipe_path(recipe), sets or []) if recipe else None, folder)
     if as_json:
         typer.echo(json.dumps({"ok": stage.passed(checks), "checks": [asdict(check) for check in checks]}))
     else:
@@ -82,4 +93,4 @@ def doctor(
     if not stage.passed(checks):
         raise typer.Exit(1)
     changes = "".join(f" --set {quote(change)}" for change in sets or [])
-    hint(f"flowopd run {recipe}{changes} --out {out}" if recipe else "flowopd demo, or flowopd init")
+    hint(f"flowopd run {recipe}{changes} --out {folder}" if recipe else "flowopd demo, or flowopd init")

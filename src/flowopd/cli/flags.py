@@ -9,7 +9,7 @@ import typer
 
 from flowopd.errors import ConfigError
 from flowopd.gpus import CPU, GPUS
-from flowopd.manifest import read_manifest
+from flowopd.manifest import newest_run, read_manifest
 from flowopd.shipped import shipped_recipes
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 RECIPE, MODELS, RUN, OUTPUT = "Recipe", "Models and prompts", "Run", "Output"
 HARDWARE, ADDRESS = "Hardware", "Address"
 """The groups of options in a command's help."""
+
+RUNS = Path("runs")
+"""Where runs lie unless --out says otherwise."""
 
 
 def completed_recipe(incomplete: str) -> list[tuple[str, str]]:
@@ -94,6 +97,37 @@ Prompts = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's folder.", rich_help_panel=RUN)]
+
+NewRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="The run's folder.", show_default="runs/ and the recipe's name", rich_help_panel=RUN
+    ),
+]
+
+
+def run_of(recipe: str, out: Path | None) -> Path:
+    """Where a recipe is run, unless --out says so."""
+    return out or RUNS / Path(recipe).stem
+
+
+LastRun = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The run's folder.", show_default="the last one in runs", rich_help_panel=RUN),
+]
+
+
+def run_meant(out: Path | None) -> Path:
+    """The run that a command looks at; where none is named, the one last worked on, which it says."""
+    from flowopd.cli.shown import note
+
+    if out is not None:
+        return out
+    run = newest_run(RUNS)
+    note(f"run: {run}, the last one worked on; --out names another")
+    return run
+
+
 DryRun = Annotated[
     bool,
     typer.Option(

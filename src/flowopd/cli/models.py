@@ -13,12 +13,13 @@ from flowopd.cli.flags import (
     OUTPUT,
     Config,
     DryRun,
-    Out,
+    LastRun,
     Seed,
     Sets,
     Track,
     existing_session,
     recipe_of_run,
+    run_meant,
     settings,
     tracked,
 )
@@ -59,7 +60,7 @@ Drawer = Annotated[
 def evaluate(
     config: Config = None,
     sets: Sets = None,
-    out: Out = Path("runs/demo"),
+    out: LastRun = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +89,7 @@ def evaluate(
         "evaluate.checkpoints": "true" if checkpoints else None,
         "track": tracked(track),
     }
-    changes = settings(sets, **chosen)
+    changes, out = settings(sets, **chosen), run_meant(out)
     if dry_run:
         recipe = recipe_of_run(config, changes, out)
         from flowopd.pipeline import foreseen
@@ -132,7 +133,7 @@ def sample(
     model: Drawer = "student",
     config: Config = None,
     sets: Sets = None,
-    out: Out = Path("runs/demo"),
+    out: LastRun = None,
     seed: Seed = None,
     to: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=OUTPUT)] = Path("pictures"),
 ) -> None:
@@ -148,6 +149,7 @@ def sample(
         raise ConfigError(
             "what to draw? give --prompt TEXT, or --prompts-file FILE, maybe with --layout compbench or geneval"
         )
+    out = run_meant(out)
     session = existing_session(config, sets or [], out)
     from flowopd.hub import located
     from flowopd.prompts import read_prompts
@@ -170,7 +172,7 @@ def _draw_each(session: Session, model: str, prompts: list[str], seed: int, to: 
 
 
 def export(
-    out: Out = Path("runs/demo"),
+    out: LastRun = None,
     to: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,14 +208,14 @@ def export(
 
     Without --to, for diffusers. Example: `flowopd export --out runs/demo --to diffusers --to comfyui`
     """
-    session = existing_session(None, ["compile=false", *(sets or [])], out)
+    session = existing_session(None, ["compile=false", *(sets or [])], run_meant(out))
     from flowopd.stages import export as stage
 
     folders = stage.export(session, to or ["diffusers"], model, dest, dtype=dtype, push=push, private=private)
     finish("\n".join(map(str, folders)), f"how to use it stands in {folders[-1] / 'README.md'}")
 
 
-def report(out: Out = Path("runs/demo")) -> None:
+def report(out: LastRun = None) -> None:
     """Write report.html, one self-contained page, from what a run folder holds; also table.md and wall.png.
 
     Example: `flowopd report --out runs/demo`
@@ -221,6 +223,7 @@ def report(out: Out = Path("runs/demo")) -> None:
     from flowopd.stages.report.page import write_report
     from flowopd.stages.summary import write_summary
 
+    out = run_meant(out)
     path = write_report(out)
     write_summary(out)
     finish(path, f"open {path} in a browser")

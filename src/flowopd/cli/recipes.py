@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import HARDWARE, MODELS, Base, Prompts, Teachers, completed_hardware, completed_recipe, pairs
+from flowopd.cli.flags import (
+    HARDWARE,
+    MODELS,
+    Base,
+    Prompts,
+    Teachers,
+    completed_hardware,
+    completed_recipe,
+    pairs,
+    run_of,
+)
 from flowopd.cli.shown import finish, hint
 from flowopd.errors import ConfigError, Interrupted
 from flowopd.gpus import gpu_named
@@ -73,7 +83,7 @@ def init(
     _written(to, drafted.text)
     for warning in drafted.plan.warnings:
         typer.echo(f"note: {warning}", err=True)
-    finish(to, f"flowopd doctor {to}, then flowopd run {to} --out runs/{to.stem}")
+    finish(to, f"flowopd doctor {to}, then flowopd run {to} --out {run_of(str(to), None)}")
 
 
 def recipes(

@@ -120,6 +120,12 @@ def hint(following: str) -> None:
         typer.echo(f"next: {following.replace('flowopd ', f'{_called()} ')}", err=True)
 
 
+def note(what: str) -> None:
+    """What a command took without being told, on standard error, unless it is to be quiet."""
+    if not is_on(QUIET):
+        typer.echo(what, err=True)
+
+
 def _called() -> str:
     """The program's name where a shell finds it, else its path."""
     path = Path(sys.argv[0])

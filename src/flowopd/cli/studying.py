@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flowopd.cli.flags import MODELS, OUTPUT, RUN, Out, Sets, existing_session
+from flowopd.cli.flags import MODELS, OUTPUT, RUN, LastRun, NewRun, Sets, existing_session, run_meant, run_of
 from flowopd.cli.shown import finish, show_cosines
 
 
 def study(
     suite: Annotated[str, typer.Argument(help="A suite (YAML), or the name of one that ships.")],
-    out: Out = Path("runs/study"),
+    out: NewRun = None,
     to: Annotated[
         Path, typer.Option(help="Folder for RESULTS.md, and results/ for its files.", rich_help_panel=OUTPUT)
     ] = Path("docs"),
@@ -26,11 +26,11 @@ def study(
     from flowopd.recipe import recipe_path
     from flowopd.stages.study import write_study
 
-    finish(write_study(recipe_path(suite), out, to), f"read {to}")
+    finish(write_study(recipe_path(suite), run_of(suite, out), to), f"read {to}")
 
 
 def interference(
-    out: Out = Path("runs/demo"),
+    out: LastRun = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +54,7 @@ def interference(
 
     Example: `flowopd interference --out runs/demo --model start --repeats 4`
     """
+    out = run_meant(out)
     session = existing_session(None, sets or [], out)
     from flowopd.stages import interference as measuring
 

@@ -15,6 +15,7 @@ from flowopd.cli.flags import (
     Config,
     Device,
     DryRun,
+    NewRun,
     NoT5,
     Out,
     Prompts,
@@ -24,6 +25,7 @@ from flowopd.cli.flags import (
     Teachers,
     Track,
     recipe_tree,
+    run_of,
     settings,
     tracked,
 )
@@ -54,7 +56,7 @@ def demo(
 
 def run(
     recipe: RecipeName,
-    out: Out = Path("runs/run"),
+    out: NewRun = None,
     sets: Sets = None,
     rows: Annotated[
         list[str] | None,
@@ -68,7 +70,7 @@ def run(
 
     Example: `flowopd run recipes/mini-demo.yaml --out runs/demo --set seed=1`
     """
-    _run(recipe, settings(sets, device=device, track=tracked(track)), out, dry_run, rows or [])
+    _run(recipe, settings(sets, device=device, track=tracked(track)), run_of(recipe, out), dry_run, rows or [])
 
 
 def teacher(

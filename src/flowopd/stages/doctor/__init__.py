@@ -23,7 +23,7 @@ from flowopd.stages.doctor.weights import Skeleton, base, needed, teachers, trai
 __all__ = ["FAILED", "OK", "WARNING", "Check", "doctor", "passed"]
 
 
-def doctor(recipe: Recipe | None = None, out: str | Path = "runs/run") -> list[Check]:
+def doctor(recipe: Recipe | None = None, out: str | Path = "runs") -> list[Check]:
     """All checks of the machine, and of a recipe that is to run into the folder `out`, if one is given.
 
     The hub has a few seconds to answer; if it does not, what its cache does not hold is missing. Judges are loaded and
