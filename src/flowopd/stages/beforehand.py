@@ -98,7 +98,22 @@ def check_distillation(session: Session, config: DistillConfig) -> None:
     if config.is_sampled and config.distillation:
         for i in range(config.sampling.steps) if config.looks_ahead else queried:
             dynamics[i].kl_weight(grid[i], grid[i + 1])
-    session.route([prompt.label for prompts in session.training_prompts().values() for prompt in prompts])
+    _check_routes(session)
+
+
+def _check_routes(session: Session) -> None:
+    """Raises DataError for a label without a route; for one that a record brings itself, with where the record is."""
+    prompts = session.training_prompts()
+    try:
+        session.route([prompt.label for each in prompts.values() for prompt in each])
+    except DataError as error:
+        known = {*session.recipe.teachers, *(session.recipe.routes or {}), *prompts}
+        for label, each in prompts.items():
+            for prompt in each:
+                if prompt.label not in known:
+                    place = f"prompts.{label}.train, {prompt.text[:60]!r}"
+                    raise DataError(f"{place}: {error}; mend the record's label, or add it to `routes`") from None
+        raise
 
 
 def _check_rewards(recipe: Recipe) -> None:
