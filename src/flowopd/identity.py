@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,12 @@ from pydantic import BaseModel
 
 SHOWN, LONGEST = 3, 70
 """How many differences a message names, and how many characters of a value."""
+
+DIGEST, DIGITS = re.compile(r"[0-9a-f]{64}"), 8
+"""A hash in full, and how much of it is shown."""
+
+FILES = {"sha256": "file of {}", "sha256_prompts": "file of prompts.{}"}
+"""Whose file it is that a hash of these was made of."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What changed, for example `seed (0 -> 1), distill.loss ('closed_form' -> 'log_ratio')`; empty if nothing did."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    told = [f"{key} ({_shown(old.get(key))} -> {_shown(new.get(key))})" for key in keys[:SHOWN]]
+    told = [f"{_titled(key)} ({_shown(old.get(key))} -> {_shown(new.get(key))})" for key in keys[:SHOWN]]
     return ", ".join(told) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
 
 
@@ -76,6 +83,14 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Sequence[tuple[str, Any
     return found
 
 
+def _titled(key: str) -> str:
+    """The path of a setting; of a file's hash, whose file it is."""
+    kind, _, name = key.partition(".")
+    return FILES[kind].format(name) if name and kind in FILES else key
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and DIGEST.fullmatch(value):
+        return f"sha256 {value[:DIGITS]}"
     text = "none" if value is None else repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +24,7 @@ from flowopd.configs import (
     WatchConfig,
 )
 from flowopd.errors import ConfigError
+from flowopd.faults import explained, is_changed
 from flowopd.identity import lasting
 from flowopd.monitors.limits import MonitorConfig
 from flowopd.names import Label, TeacherName
@@ -35,6 +34,8 @@ from flowopd.shipped import shipped_recipe, shipped_recipes
 from flowopd.untrusted import DEEPEST, LARGEST_YAML, check_secrets, check_values, read_at_most, yaml_values
 
 Part = TypeVar("Part", bound=BaseModel)
+
+CHANGE = "a change of the recipe given here"
 
 
 RUN = ("base", "revision", "resolution", "dtype", "t5")
@@ -199,7 +200,7 @@ def validated(kind: type[Part], tree: Mapping[str, Any], overrides: Sequence[str
         check_secrets(changed)
         made = kind.model_validate(changed)
     except ValidationError as error:
-        raise ConfigError(f"{CHANGE if _is_changed(error, overrides) else where}: {_explain(error, kind)}") from None
+        raise ConfigError(f"{CHANGE if is_changed(error, overrides) else where}: {explained(error, kind)}") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     _check_truths(changed, made.model_dump(), where)
@@ -237,72 +238,3 @@ def with_value(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]
     first, _, rest = path.partition(".")
     below = tree.get(first)
     return {**tree, first: with_value(below if isinstance(below, dict) else {}, rest, value) if rest else value}
-
-
-KINDS = ("merge", "sft", "[key]", "a claim", "a claim within")
-"""Tags of unions, and of keys: pydantic puts them into the path of an error."""
-
-TRIED = ("literal[", "list[", "dict[", "function-")
-"""How the names of the kinds of values begin that it tried at a place, where there are several."""
-
-
-CHANGE = "a change of the recipe given here"
-
-
-def _is_changed(error: ValidationError, overrides: Sequence[str]) -> bool:
-    """Whether the value that is wrong came with a change, and not from the recipe's file."""
-    place = list(map(str, _place(error)))
-    paths = [override.partition("=")[0].split(".") for override in overrides]
-    unknown = error.errors()[0]["type"] == "extra_forbidden"
-    return any(place[: len(path)] == path or (unknown and path[: len(place)] == place) for path in paths)
-
-
-def _place(error: ValidationError) -> list[str | int]:
-    """The keys that lead to what is wrong, without the kinds of values that pydantic tried there."""
-    loc = error.errors()[0]["loc"]
-    return [part for part in loc if part not in KINDS and not str(part).startswith(TRIED)]
-
-
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    first, place = error.errors()[0], _place(error)
-    where = ".".join(map(str, place)) or "the whole"
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(str(place[-1]), _known_keys(kind, place[:-1]), n=1, cutoff=0.0)
-        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    if first["type"] == "missing":
-        return f"{where} is missing; add it"
-    if first["type"] == "model_type":
-        return f"{where} must be a mapping of keys, got {str(first['input'])[:80]!r}"
-    message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    if not place or place[-1] == "token" or isinstance(first["input"], Mapping):
-        return message
-    words = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
-    near = get_close_matches(str(first["input"]), words, n=1)
-    mend = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{message}, got {str(first['input'])[:80]!r}{mend}"
-
-
-@cache
-def _schema(kind: type[BaseModel]) -> dict[str, Any]:
-    return kind.model_json_schema()
-
-
-def _known_keys(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that the schema allows at a path."""
-    schema = _schema(kind)
-    nodes = [schema]
-    for part in path:
-        nodes = [below for node in nodes for below in _below(node, str(part), schema)]
-    return sorted({key for node in nodes for key in node.get("properties", {})})
-
-
-def _below(node: Mapping[str, Any], key: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = node.get("properties", {}).get(key) or node.get("additionalProperties")
-    return _resolved(found, schema) if isinstance(found, dict) else []
-
-
-def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if "$ref" in node:
-        return _resolved(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
-    options = [*node.get("anyOf", ()), *node.get("oneOf", ())]
-    return [found for option in options for found in _resolved(option, schema)] or [dict(node)]

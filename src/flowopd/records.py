@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd.durable import replace_text
 from flowopd.errors import DataError
+from flowopd.faults import told
 
 Kept = TypeVar("Kept", bound="File")
 
@@ -33,8 +34,8 @@ class File(Record):
             raise DataError(f"{path} does not exist; {cls.made_by} writes it") from None
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path}: {field}: {first['msg']}; delete it, and {cls.made_by} writes it again") from None
+            fault = told(".".join(map(str, first["loc"])), [first])
+            raise DataError(f"{path}: {fault}; delete it, and {cls.made_by} writes it again") from None
 
     def save(self, path: Path) -> None:
         """The record written to a file, whole or not at all."""

@@ -53,7 +53,7 @@ def test_a_profile_is_a_table(flowopd, quick, tmp_path):
     ("flags", "said"),
     [
         (("--query", "gamma"), "a query is all, beta, or a number of steps, got 'gamma'"),
-        (("--schedule", "fussed"), "schedule: Input should be 'fused', 'replay' or 'naive', got 'fussed'"),
+        (("--schedule", "fussed"), "schedule must be 'fused', 'replay' or 'naive', got 'fussed'"),
         (("--vs", "fussed"), "--vs 'fussed' is no schedule; it is fused, replay or naive"),
         (("--preset", "large"), "preset"),
         (("--anchor", "maybe"), "anchor"),

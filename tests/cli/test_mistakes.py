@@ -59,6 +59,17 @@ MISTAKES = {
         "run {recipe} --out {out} --set evaluate.metrics.quality.reward=ocr",
         ["prompts.quality.test, which ocr judges", "between double quotes", "write it as in"],
     ),
+    "a record whose own label has no route": (
+        "run {recipe} --out {out} --set prompts.quality.train={stray}",
+        [
+            "prompts.quality.train, 'a star': no route for label 'stars'",
+            "mend the record's label, or add it to `routes`",
+        ],
+    ),
+    "a run to look at where there is none": (
+        "report --out {empty}",
+        ["{empty} holds no results.json", "give the folder of a run (--out)"],
+    ),
     "a recipe with nothing to do": (
         "run {recipe} --out {out} --set distill=null --set coldstart=null --set evaluate=null",
         ["nothing to do", "add distill"],
@@ -122,6 +133,30 @@ MISTAKES = {
     ),
     "no base at all": ("distill --out {out}", ["which base?", "--base", "--config"]),
     "a value in place of a part": ("run {recipe} --set distill=5 --out {out}", ["distill must be a mapping", "'5'"]),
+    "a word in place of a part": (
+        "run {recipe} --set distill.query=all --out {out}",
+        ["distill.query must be a mapping of keys, got 'all'", "its keys are a, b, k, kind, steps"],
+    ),
+    "a word in place of a list": (
+        "run {recipe} --set evaluate.models=student --out {out}",
+        ["evaluate.models must be a list, got 'student'", "write it as [student]"],
+    ),
+    "a word in place of a number": (
+        "run {recipe} --set distill.optim.updates=many --out {out}",
+        ["given here: distill.optim.updates must be a whole number, got 'many'"],
+    ),
+    "a kind of cold start that there is not": (
+        "run {recipe} --set coldstart.kind=merg --out {out}",
+        ["given here: coldstart.kind must be 'merge' or 'sft', got 'merg'; did you mean 'merge'?"],
+    ),
+    "a key that belongs further down": (
+        "run {recipe} --set distill.ema=0.9 --out {out}",
+        ["unknown key 'distill.ema'", "did you mean 'distill.optim.ema'?"],
+    ),
+    "a key like no other": (
+        "run {recipe} --set distill.adapter.zzz=1 --out {out}",
+        ["unknown key 'distill.adapter.zzz'; the keys there are alpha, rank, targets"],
+    ),
     "a file of prompts that is empty": (
         "distill --base {base} --teacher a={composition} --prompts a={hollow} --out {out}",
         ["{hollow}", "holds no prompt", "one a line"],
@@ -199,7 +234,7 @@ MISTAKES = {
     "a negative limit": ("eval --out {done} --limit -3", ["given here", "evaluate.limit", "-3"]),
     "a weighting that is none": (
         f"{DISTILL} --set distill.weighting=velocty",
-        ["given here: distill.weighting: ", "did you mean 'velocity'"],
+        ["given here: distill.weighting must be 'kl', 'ode' or 'velocity'", "did you mean 'velocity'"],
     ),
     "a negative weight of the anchor": (f"{DISTILL} --set distill.anchor.weight=-1", ["distill.anchor.weight", "-1"]),
     "a negative weight of a merge": (
@@ -270,9 +305,12 @@ MISTAKES = {
     "a private export that is not pushed": ("export --out {done} --private", ["private", "OWNER/NAME"]),
     "an export into a file": ("export --out {done} --dest {recipe}/to", ["{recipe}/to cannot be written", "--dest"]),
     "a picture in the way": ("sample --out {done} -p x --to {taken}", ["{taken}/x-0-student.png", "--to"]),
-    "a layout without a file": ("sample -p x --layout geneval", ["--prompts-file FILE, maybe with --layout"]),
+    "a layout without a file": (
+        "sample --out {done} -p x --layout geneval",
+        ["--prompts-file FILE, maybe with --layout"],
+    ),
     "prompts and a file of them": (
-        "sample -p x --prompts-file {wordless} --layout geneval",
+        "sample --out {done} -p x --prompts-file {wordless} --layout geneval",
         ["--prompt TEXT, or --prompts-file"],
     ),
     "an unknown layout": (
@@ -346,6 +384,7 @@ def broken(tmp_path_factory, world):
         "wordless": written(here / "wordless.jsonl", '{"text": "a ring"}\n' + ring),
         "hollow": written(here / "hollow.txt", "\n"),
         "ringed": written(here / "ringed.jsonl", ring),
+        "stray": written(here / "stray.jsonl", ring + '{"prompt": "a star", "label": "stars"}\n'),
         "recipe": written(here / "recipe.yaml", tree),
         "misspelt": written(here / "misspelt.yaml", tree.replace('"distill"', '"distil"')),
         "baseless": written(here / "baseless.yaml", tree.replace('"base"', '"revision"', 1)),

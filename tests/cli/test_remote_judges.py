@@ -185,7 +185,7 @@ DRILLS = {
     "gives no number": (
         200,
         lambda _: '{"value": [0.5, 0.5, NaN]}',
-        "gives no scores of 3 pictures: value.2: Input sh",
+        "gives no scores of 3 pictures: value.2 must be a finite number",
     ),
     "speaks HTML": (200, lambda _: "<html>It works!</html>", "answered HTML and no JSON ('<html>It works!</html>')"),
     "refuses access": (401, lambda _: "", "refuses access with status 401; name the environment variable"),

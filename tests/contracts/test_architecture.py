@@ -29,6 +29,7 @@ MATHS = (
     "objectives",
 )
 PARTS = (
+    "faults",
     "untrusted",
     "durable",
     "manifest",
@@ -85,7 +86,7 @@ RUNNING = (
 LAYERS = (*MATHS, *PARTS, *RUNNING)
 """From the first to the last: a layer imports only itself and layers before it."""
 
-ONLY = {"rewards": {"errors", "hub", "prompts", "mini"}}
+ONLY = {"rewards": {"errors", "faults", "hub", "prompts", "mini"}}
 """Layers that see even less: a judge knows pixels and prompts alone, and where its own weights lie."""
 
 MATHS_LIBRARIES = {*sys.stdlib_module_names, "torch", "jaxtyping"}

@@ -78,7 +78,7 @@ def test_runs_of_a_mutated_suite_lie_apart_in_its_folder(lawful, folder, tree):
         ("{recipe: /etc/passwd}", "a row's recipe must name a file in the same folder"),
         ("{recipe: ..}", "a row's recipe must name a file in the same folder"),
         ("{recipe: recipe.yaml, seeds: [1, 1]}", "seed 1 stands twice in [1, 1]"),
-        ("{recipe: recipe.yaml, seeds: [-1]}", "seeds.0: Input should be greater than or equal to 0"),
+        ("{recipe: recipe.yaml, seeds: [-1]}", "seeds.0 must be at least 0"),
         ("{recipe: recipe.yaml, seeds: [true]}", "seeds.0 must be a number, got 'True'"),
     ],
 )

@@ -150,9 +150,9 @@ def changed_prompts(world):
 
 
 FILES = {
-    "sha256.base": changed_base,
-    "sha256.quality": changed_teacher,
-    "sha256_prompts.quality.train": changed_prompts,
+    "file of base": changed_base,
+    "file of quality": changed_teacher,
+    "file of prompts.quality.train": changed_prompts,
 }
 
 
@@ -165,13 +165,13 @@ def moving(own, again, tmp_path):
     shutil.copytree(kept, own.base.parent)
 
 
-@pytest.mark.parametrize("key", FILES)
-def test_another_file_by_the_same_name_is_refused_with_both_hashes(moving, distilling, again, key):
-    FILES[key](moving)
+@pytest.mark.parametrize("title", FILES)
+def test_another_file_by_the_same_name_is_refused_with_both_hashes(moving, distilling, again, title):
+    FILES[title](moving)
     before = content(again)
-    with pytest.raises(ConfigError, match=rf"was trained with another {key} \('\w{{64}}' -> '\w{{64}}'\)"):
+    with pytest.raises(ConfigError, match=rf"was trained with another {title} \(sha256 \w{{8}} -> sha256 \w{{8}}\)"):
         run(make_recipe(tree(moving, distilling)), again)
-    with pytest.raises(CheckpointError, match=rf"another {key} \('\w{{64}}' -> '\w{{64}}'\)"):
+    with pytest.raises(CheckpointError, match=rf"another {title} \(sha256 \w{{8}} -> sha256 \w{{8}}\)"):
         distill(Session(make_recipe(tree(moving, distilling)), again))
     changed = {path for path, old in before.items() if content(again).get(path) != old}
     assert not changed

@@ -156,11 +156,11 @@ def test_unknown_keys_are_read_among_the_settings_alone(tmp_path):
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ('{"schema": 2}', "schema"),
-        ('{"schema": 1, "surprise": 1}', "surprise"),
-        ('{"models": {"base": {"ocr": {"mean": 1, "ci95": [2, 1], "n": 3}}}}', "models.base.ocr"),
-        ('{"models": {"base": {"ocr": {"mean": 1, "ci95": [1, 1], "n": 0}}}}', "models.base.ocr.n"),
-        ('{"models": {"base"', "the file"),
+        ('{"schema": 2}', "schema must be 1"),
+        ('{"schema": 1, "surprise": 1}', "surprise:"),
+        ('{"models": {"base": {"ocr": {"mean": 1, "ci95": [2, 1], "n": 3}}}}', "models.base.ocr:"),
+        ('{"models": {"base": {"ocr": {"mean": 1, "ci95": [1, 1], "n": 0}}}}', "models.base.ocr.n must be at least 1"),
+        ('{"models": {"base"', "Invalid JSON"),
     ],
 )
 def test_a_record_that_is_none_is_refused_in_one_line_that_names_the_field(tmp_path, text, field):
@@ -168,7 +168,7 @@ def test_a_record_that_is_none_is_refused_in_one_line_that_names_the_field(tmp_p
     path.write_text(text)
     with pytest.raises(DataError) as refusal:
         Results.load(path)
-    assert f"results.json: {field}:" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert f"results.json: {field}" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_missing_record_says_how_to_make_it(tmp_path):

@@ -84,7 +84,11 @@ def test_a_suite_is_a_run_for_each_row_and_seed(folder, tmp_path):
         ("rows: {a: {recipe: child.yaml}}\ntables: {t: {title: T, rows: [b]}}", [], "no row 'b' to show"),
         ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a/x, over: b/x}]", [], "no row 'b' to show"),
         ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: b, within: 1}]", [], "no row 'b' to show"),
-        ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: a, within: 0}]", [], "claims.0.within: Inp"),
+        (
+            "rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: a, within: 0}]",
+            [],
+            "claims.0.within must be above 0",
+        ),
         ("rows: {a: {recipe: child.yaml}}\nclaims: [{says: S, of: a, over: a, withn: 1}]", [], "key 'claims.0.withn'"),
         ("rows: {a: {recipe: child.yaml}}\nclaims: [7]", [], "claims.0"),
         ("rows: {a: {recipe: child.yaml}}\ncompute: {rows: [a, b]}", [], "no row 'b' to show"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowopd.errors import DataError
+from flowopd.faults import told
 from flowopd.prompts import LONGEST, LONGEST_LABEL, Prompt
 from flowopd.rewards.base import Scores
 
@@ -121,9 +122,8 @@ def judged(scores: Scores, count: int) -> Verdict:
 
 def fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one line: where, what, and the value."""
-    first: Mapping[str, Any] = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
-    message = f"{where}: {' '.join(first['msg'].split())}"
+    first = error.errors()[0]
+    message = told(".".join(map(str, first["loc"])), [first])
     return message if isinstance(first["input"], bytes) else f"{message}, got {str(first['input'])[:60]!r}"
 
 
