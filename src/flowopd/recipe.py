@@ -30,6 +30,7 @@ from flowopd.monitors.limits import MonitorConfig
 from flowopd.names import Label, TeacherName
 from flowopd.rewards.base import JudgeConfig
 from flowopd.rewards.own import is_path
+from flowopd.sampling import SamplingConfig
 from flowopd.shipped import shipped_recipe, shipped_recipes
 from flowopd.untrusted import DEEPEST, LARGEST_YAML, check_secrets, check_values, read_at_most, yaml_values
 
@@ -126,6 +127,15 @@ class Recipe(Strict):
         """What its policies, the teachers that it trains and GRPO-Mix, are rewarded for."""
         teachers = [teacher.train for teacher in self.teachers.values() if teacher.train is not None]
         return [*teachers, *(self.grpo_mix.tasks.values() if self.grpo_mix else ())]
+
+    @property
+    def drawing(self) -> SamplingConfig:
+        """How its models draw: as they are judged, else without noise by the steps and guidance of their training."""
+        if self.evaluate is not None:
+            return self.evaluate.sampling
+        experts = (teacher.train for teacher in self.teachers.values())
+        trained = next((part.sampling for part in (self.distill, self.grpo_mix, *experts) if part is not None), None)
+        return SamplingConfig(steps=trained.steps, guidance=trained.guidance) if trained else SamplingConfig()
 
 
 def recipe_path(name: str) -> Path:

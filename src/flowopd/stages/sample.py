@@ -131,10 +131,8 @@ def own_weights(session: Session, models: Sequence[str]) -> dict[str, str]:
 
 
 def plain_call(session: Session, model: str) -> dict[str, float]:
-    """The options of the plain pipeline's call that draw as the run evaluates."""
-    recipe = session.recipe
-    sampling = recipe.distill.sampling if recipe.distill else SamplingConfig()
-    sampling = recipe.evaluate.sampling if recipe.evaluate else sampling
+    """The options of the plain pipeline's call that draw as the run does."""
+    recipe, sampling = session.recipe, session.recipe.drawing
     size = {"height": recipe.resolution, "width": recipe.resolution} if recipe.resolution else {}
     guidance = session.guidance(model.removeprefix(TEACHER), sampling.guidance)
     return {"num_inference_steps": sampling.steps, "guidance_scale": guidance, **size, **session.model.call_options}
@@ -181,7 +179,7 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
     taken = [file for file in files if file.exists()]
     if taken:
         raise ConfigError(f"{taken[0]} exists; choose another --seed, or another folder with --to")
-    sampling = session.recipe.evaluate.sampling if session.recipe.evaluate else SamplingConfig()
+    sampling = session.recipe.drawing
     conditioning = session.encode([Prompt(text, "") for text in texts])
 
     def keep() -> None:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowopd.errors import FlowOpdError
 
 if TYPE_CHECKING:
-    from flowopd.sampling import SamplingConfig
     from flowopd.studio.models import Shelf
 
 PICTURES = 512
@@ -67,7 +66,7 @@ class Easel:
         """What can draw in a run, and the settings that its evaluation draws with."""
         with self._model:
             shelf = self._shelf(run)
-            sampling = _sampling(shelf)
+            sampling = shelf.session.recipe.drawing
             return {
                 "models": [{"name": choice.name, "adjustable": choice.adjustable} for choice in shelf.choices()],
                 "steps": sampling.steps,
@@ -125,20 +124,12 @@ class Easel:
         return self._shelves[key]
 
 
-def _sampling(shelf: Shelf) -> SamplingConfig:
-    """How the run's evaluation draws."""
-    from flowopd.sampling import SamplingConfig
-
-    evaluation = shelf.session.recipe.evaluate
-    return evaluation.sampling if evaluation else SamplingConfig()
-
-
 def _painted(shelf: Shelf, wish: Wish) -> bytes:
     from PIL import Image
 
     from flowopd.stages.sample import draw_by
 
-    sampling = _sampling(shelf).model_copy(update={"steps": wish.steps})
+    sampling = shelf.session.recipe.drawing.model_copy(update={"steps": wish.steps})
     with shelf.using(wish.model, wish.strength, sampling.guidance) as field:
         (picture,) = draw_by(shelf.session, field, [wish.prompt], [wish.seed], sampling, shelf.encoded)
     file = io.BytesIO()
