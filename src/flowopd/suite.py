@@ -77,6 +77,7 @@ class Compute(Strict):
     rows: tuple[str, ...] = Field(min_length=1)
     experts: str | None = Field(None, description="the row of base and experts, for the gap closed; none leaves it out")
     reach: str | None = Field(None, description="the row whose best average the others are asked for; none is nobody's")
+    trained_by: str | None = Field(None, description="the recipe beside this file that the experts were trained by")
 
 
 class Pictures(Strict):
@@ -148,6 +149,14 @@ def is_suite(path: Path) -> bool:
 def recipes_of(path: Path) -> list[str]:
     """The recipes of a suite's rows, by name, each once. Raises as `load_suite`."""
     return list(dict.fromkeys(str(path.parent / row.recipe) for row in load_suite(path).rows.values()))
+
+
+def experts_recipe(suite: Suite, path: Path) -> Recipe | None:
+    """The recipe of the experts' own training, if the suite in `path` names one. Raises as `load_recipe` does."""
+    if suite.compute is None or suite.compute.trained_by is None:
+        return None
+    file = beside(path, suite.compute.trained_by, f"{path}: compute.trained_by")
+    return make_recipe(read_tree(file), (), str(file))
 
 
 def load_suite(path: Path) -> Suite:

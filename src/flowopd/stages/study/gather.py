@@ -24,7 +24,7 @@ from flowopd.stages.study.keep import changes, is_done
 from flowopd.stages.study.records import Cost, Gap, Line, Spot, Study, Verdict
 from flowopd.stages.study.wall import gathered
 from flowopd.stages.workload import workloads
-from flowopd.suite import Claim, Reach, Run, Suite, load_runs, load_suite, parted
+from flowopd.suite import Claim, Reach, Run, Suite, experts_recipe, load_runs, load_suite, parted
 
 POINTS = 120
 """Points of a curve that a study keeps at most."""
@@ -58,6 +58,7 @@ def gather(path: Path, out: Path) -> Study:
         pictures=suite.pictures,
         lines=lines,
         costs={row: _cost(mine) for row, mine in rows.items()},
+        experts=_experts(suite, path),
         gaps={row: gap for row, mine in rows.items() if (gap := _gap(mine[0])) is not None},
         verdicts=[
             reached(claim, curves) if isinstance(claim, Reach) else _verdict(claim, scores, judged)
@@ -167,6 +168,12 @@ def _cost(runs: Sequence[Run]) -> Cost:
     works = workloads(Session(runs[0].recipe, runs[0].folder))
     seconds = [sum(_seconds(run, work.stage) for work in works) for run in runs]
     return Cost(seconds=float(np.mean(seconds)), passes={work.stage: work.passes for work in works})
+
+
+def _experts(suite: Suite, path: Path) -> dict[str, float]:
+    """The passes of the experts' own training, as their recipe says."""
+    recipe = experts_recipe(suite, path)
+    return {} if recipe is None else {work.stage: work.passes for work in workloads(Session(recipe, path.parent))}
 
 
 def _seconds(run: Run, stage: str) -> float:

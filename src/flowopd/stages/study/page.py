@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 
 from flowopd.results import AVERAGE
+from flowopd.stages.curve import DISTILL
 from flowopd.stages.study.effort import best, first_as_good
 from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, label, share
 from flowopd.stages.summary import cell, line
@@ -177,16 +178,27 @@ def _costs(study: Study) -> list[str]:
     trained = {row: cost for row, cost in study.costs.items() if cost.passes}
     if not trained:
         return []
-    rows = [line("row", "changes", "passes", "by stage", "seconds"), line("---", "---", "---:", "---", "---:")]
+    teaching = sum(study.experts.values())
+    rows = [
+        line("row", "changes", "passes", "with its experts'", "by stage", "seconds"),
+        line("---", "---", "---:", "---:", "---", "---:"),
+    ]
+    if teaching:
+        rows.append(line("the experts' own", "", f"{teaching:,.0f}", "", _stages(study.experts), ""))
     for row, cost in trained.items():
-        stages = ", ".join(f"{stage} {passes:,.0f}" for stage, passes in cost.passes.items())
         changes = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.rows[row].set.items())
-        rows.append(line(row, changes, f"{sum(cost.passes.values()):,.0f}", stages, f"{cost.seconds:,.0f}"))
+        own = sum(cost.passes.values())
+        whole = f"{own + teaching:,.0f}" if teaching and DISTILL in cost.passes else ""
+        rows.append(line(row, changes, f"{own:,.0f}", whole, _stages(cost.passes), f"{cost.seconds:,.0f}"))
     says = (
         "A pass is one sample through the transformer; a backward counts as two. Seconds are those of the updates, on "
-        "a machine that did other things too."
+        "machines that did other things too, and were not all alike."
     )
     return ["## What each row's training took", says, "\n".join(rows)]
+
+
+def _stages(passes: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage} {count:,.0f}" for stage, count in passes.items())
 
 
 def _provenance(study: Study) -> list[str]:

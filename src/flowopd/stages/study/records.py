@@ -104,7 +104,8 @@ class Wall(Record):
 
 
 class Study(File):
-    """All of it: lines and cosines by ROW/MODEL, curves by row; `missing` are runs that have no results yet, as
+    """All of it: lines and cosines by ROW/MODEL, curves by row; `experts` are the passes of their training, by stage in
+    units of a forward; `missing` are runs that have no results yet, as
     ROW/seed-N, and `stale` those that were made by another recipe than the suite's today, with what is other."""
 
     made_by: ClassVar[str] = "flowopd study"
@@ -117,6 +118,7 @@ class Study(File):
     pictures: Pictures
     lines: dict[str, Line]
     costs: dict[str, Cost]
+    experts: dict[str, float] = Field({})
     gaps: dict[str, Gap]
     verdicts: list[Verdict | Reached]
     compute: Compute | None
