@@ -177,7 +177,7 @@ def distill(
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
-    """On-policy distillation of the experts into one student, from the cold start that lies in --out, if any.
+    """On-policy distillation of the experts into one student, from the recipe's cold start, if it has one.
 
     Example: `flowopd distill --base package:mini/base --teacher text=experts/text --prompts text=signs.txt`
     """

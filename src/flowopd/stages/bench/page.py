@@ -37,7 +37,7 @@ AGAINST = """## Against other schedules
 COUNTS = """## Forwards and backwards
 
 For each sample and step of the grid; rows count a guided sample twice. A rollout ends with its last queried step.
-The ratio is that of all passes.
+The ratio is that of all passes, a backward counted once (where quality is held against compute it counts as two).
 
 | measurement | schedule | student | teacher | anchor | backward | rows forward | ratio of passes |
 |---|---|---:|---:|---:|---:|---:|---:|
