@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from flowopd.errors import DataError
+from flowopd.errors import ConfigError, DataError
 from flowopd.pipeline import open_run, run
+from flowopd.recipe import load_recipe
 from flowopd.results import AVERAGE, Results
+from flowopd.session import Session
 from flowopd.stages.curve import CURVE, Curve
 from flowopd.stages.interference import INTERFERENCE, Cosines, Interference, write_interference
 from flowopd.stages.study import STUDY, Study, page, write_page, write_study
@@ -32,6 +34,16 @@ def studied(world, tmp_path_factory):
     (folder / "student.yaml").write_text(json.dumps(recipe))
     experts = {key: value for key, value in world.whole().items() if key not in ("distill", "coldstart")}
     (folder / "experts.yaml").write_text(json.dumps(experts))
+    trained = {
+        "reward": "mini_quality",
+        "prompts": "quality",
+        "group": 2,
+        "prompts_per_update": 3,
+        "optim": {"updates": 5},
+    }
+    trained["sampling"] = {"steps": 2, "sampler": "sde", "window": 1}
+    teachers = {"base": experts["base"], "prompts": experts["prompts"], "teachers": {"quality": {"train": trained}}}
+    (folder / "teachers.yaml").write_text(json.dumps(teachers))
     suite = {
         "rows": {
             "experts": {"recipe": "experts.yaml"},
@@ -59,7 +71,10 @@ def studied(world, tmp_path_factory):
             "gaps": "student",
             "interference": ["student/student", "later/student"],
         },
-        "compute": {"rows": ["student", "later"], "experts": "experts", "reach": "student"},
+        "compute": {
+            **{"rows": ["student", "later"], "experts": "experts", "reach": "student"},
+            "trained_by": "teachers.yaml",
+        },
     }
     (folder / "all.yaml").write_text(json.dumps(suite))
     for planned in load_runs(folder / "all.yaml", folder / "runs", only=["experts", "student"]):
@@ -181,7 +196,7 @@ def test_a_wall_leaves_out_a_row_of_other_prompts(studied, tmp_path):
 
 
 def test_a_run_of_another_recipe_is_not_shown(studied, tmp_path):
-    for name in ("student.yaml", "experts.yaml", "all.yaml"):
+    for name in ("student.yaml", "experts.yaml", "teachers.yaml", "all.yaml"):
         shutil.copy(studied / name, tmp_path)
     recipe = json.loads((tmp_path / "student.yaml").read_text())
     recipe["distill"]["weighting"] = "ode"
@@ -318,3 +333,22 @@ def test_a_ratio_of_cosines_needs_a_gradient_that_is_known(study):
     )
     text = page(study.model_copy(update={"interference": {"x/student": [one]}}), {})
     assert "| x/student | grpo_mix |  | +0.100 |  | 1 |" in text
+
+
+def test_what_the_experts_took_stands_beside_what_their_student_took(study, studied):
+    session = Session(load_recipe(studied / "teachers.yaml"), studied / "nowhere")
+    (own,) = (work.passes for work in workloads(session))
+    (distilled,) = study.costs["student"].passes.values()
+    assert study.experts == {"teacher:quality": own} and own > 0
+    told = (studied / "docs" / "RESULTS.md").read_text()
+    assert f"| the experts' own |  | {own:,.0f} |  | teacher:quality {own:,.0f} |" in told
+    assert f"| student |  | {distilled:,.0f} | {own + distilled:,.0f} | distill {distilled:,.0f} |" in told
+
+
+def test_the_recipe_that_trained_the_experts_must_be_there(studied, tmp_path):
+    suite = json.loads((studied / "all.yaml").read_text())
+    suite["compute"]["trained_by"] = "nowhere.yaml"
+    file = studied / "wrong.yaml"
+    file.write_text(json.dumps(suite))
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        write_study(file, studied / "runs", tmp_path / "docs")
