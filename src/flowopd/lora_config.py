@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowopd.errors import CheckpointError
-from flowopd.faults import told
+from flowopd.faults import Fault
 
 PATIENCE = 10.0
 """Seconds that the patterns of one config may take."""
@@ -98,10 +98,9 @@ def _check_fields(config: Mapping[str, Any], where: str) -> None:
     try:
         Fields.model_validate(dict(config))
     except ValidationError as error:
-        first = error.errors()[0]
-        fault = told(".".join(map(str, first["loc"][:2])), [first])
-        value = repr(first["input"])[:80]
-        raise CheckpointError(f"{where}: {fault}, got {value}; save the adapter again") from None
+        fault = Fault.first(error, config)
+        value = repr(fault.value)[:80]
+        raise CheckpointError(f"{where}: {fault.told()}, got {value}; save the adapter again") from None
     unknown = [name for name, value in config.items() if value and name not in LoraConfig.__dataclass_fields__]
     if unknown:
         warnings.warn(f"{where} says {unknown[0]!r}, which peft does not know here; it is ignored", stacklevel=2)

@@ -24,7 +24,7 @@ from flowopd.configs import (
     WatchConfig,
 )
 from flowopd.errors import ConfigError
-from flowopd.faults import explained, is_changed
+from flowopd.faults import Fault, explained
 from flowopd.identity import lasting
 from flowopd.monitors.limits import MonitorConfig
 from flowopd.names import Label, TeacherName
@@ -130,11 +130,13 @@ class Recipe(Strict):
 
     @property
     def drawing(self) -> SamplingConfig:
-        """How its models draw: as they are judged, else without noise by the steps and guidance of their training."""
+        """How its models draw: as they are judged, else without noise by the steps and guidance of a training: that of
+        the student, of the mix, of fine-tuning, or of the first expert."""
         if self.evaluate is not None:
             return self.evaluate.sampling
-        experts = (teacher.train for teacher in self.teachers.values())
-        trained = next((part.sampling for part in (self.distill, self.grpo_mix, *experts) if part is not None), None)
+        tuned = self.coldstart if isinstance(self.coldstart, SftConfig) else None
+        parts = (self.distill, self.grpo_mix, tuned, *(teacher.train for teacher in self.teachers.values()))
+        trained = next((part.sampling for part in parts if part is not None), None)
         return SamplingConfig(steps=trained.steps, guidance=trained.guidance) if trained else SamplingConfig()
 
 
@@ -210,7 +212,9 @@ def validated(kind: type[Part], tree: Mapping[str, Any], overrides: Sequence[str
         check_secrets(changed)
         made = kind.model_validate(changed)
     except ValidationError as error:
-        raise ConfigError(f"{CHANGE if is_changed(error, overrides) else where}: {explained(error, kind)}") from None
+        fault = Fault.first(error, changed)
+        source = CHANGE if fault.came_with(overrides) else where
+        raise ConfigError(f"{source}: {explained(fault, kind, changed)}") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     _check_truths(changed, made.model_dump(), where)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd.durable import replace_text
 from flowopd.errors import DataError
-from flowopd.faults import told
+from flowopd.faults import Fault
 
 Kept = TypeVar("Kept", bound="File")
 
@@ -33,8 +33,7 @@ class File(Record):
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; {cls.made_by} writes it") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            fault = told(".".join(map(str, first["loc"])), [first])
+            fault = Fault.first(error).told()
             raise DataError(f"{path}: {fault}; delete it, and {cls.made_by} writes it again") from None
 
     def save(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowopd.errors import DataError
-from flowopd.faults import told
+from flowopd.faults import Fault
 from flowopd.prompts import LONGEST, LONGEST_LABEL, Prompt
 from flowopd.rewards.base import Scores
 
@@ -122,9 +122,8 @@ def judged(scores: Scores, count: int) -> Verdict:
 
 def fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one line: where, what, and the value."""
-    first = error.errors()[0]
-    message = told(".".join(map(str, first["loc"])), [first])
-    return message if isinstance(first["input"], bytes) else f"{message}, got {str(first['input'])[:60]!r}"
+    first = Fault.first(error)
+    return first.told() if isinstance(first.value, bytes) else f"{first.told()}, got {str(first.value)[:60]!r}"
 
 
 def to_png(picture: np.ndarray) -> str:
