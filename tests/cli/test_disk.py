@@ -129,8 +129,12 @@ def test_a_real_read_only_disk_is_one_line(flowopd, recipe, disk):
 
 
 def test_an_evaluation_that_finds_no_room_keeps_the_one_before(flowopd, done, monkeypatch):
-    before = (done / "results.json").read_bytes()
-    refuse(monkeypatch, errno.ENOSPC, "results.json")
+    before, scores = ((done / name).read_bytes() for name in ("results.json", "scores.json"))
+    refuse(monkeypatch, errno.ENOSPC, "results.json", skip=1)
     outcome = flowopd("eval", "--out", done, "--limit", "2")
-    assert outcome.code == 2 and f"error: {done}" in outcome.err and "results.json cannot be written" in outcome.err
+    assert outcome.code == 2 and f"error: {done / 'results.json'} cannot be written" in outcome.err
     assert (done / "results.json").read_bytes() == before
+    monkeypatch.undo()
+    assert flowopd("eval", "--out", done, "--limit", "2").code == 0
+    (kept,) = (done / "evaluations").iterdir()
+    assert (kept / "results.json").read_bytes() == before and (kept / "scores.json").read_bytes() == scores

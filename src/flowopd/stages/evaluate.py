@@ -19,6 +19,9 @@ from flowopd.tracking.screen import console, shows
 
 RESULTS, PER_PROMPT = "results.json", "scores.json"
 
+JUDGED = ("evaluate", "sha256_prompts", "judges")
+"""The settings by which two tables are of the same prompts and judges."""
+
 ASIDE = "evaluations"
 """The folder of a run for tables of other settings than the last one's."""
 
@@ -63,18 +66,19 @@ def evaluate(session: Session) -> Results:
 
 
 def put_aside(out: Path, coming: Results) -> None:
-    """Keep the table of a run beside another one that comes, unless that judges all its models as it did."""
+    """Keep the table of a run beside another one that comes, unless that judges all its models as it did: the same
+    prompts, the same judges. One that is kept whole stays as it is: what lies in its place may be half of a new one."""
     try:
         there = Results.load(out / RESULTS)
     except DataError:
         return
-    if (
-        there.settings.get("evaluate") == coming.settings.get("evaluate")
-        and there.models.keys() <= coming.models.keys()
-    ):
+    same = all(there.settings.get(key) == coming.settings.get(key) for key in JUDGED)
+    if same and there.models.keys() <= coming.models.keys():
         return
     name = hashed({"settings": there.settings, "models": list(there.models)})["hash"]
     folder = out / ASIDE / str(name)[:8]
+    if (folder / RESULTS).exists():
+        return
     make_folder(folder)
     for file in (PER_PROMPT, RESULTS):
         if (out / file).exists():
