@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flowopd.manifest import read_manifest
-from flowopd.results import Estimate, bootstrap_average
+from flowopd.results import TEACHER, Estimate, bootstrap_average
 from flowopd.session import Session
 from flowopd.stages.curve import Yardstick, yardstick
 from flowopd.stages.evaluate import PER_PROMPT
@@ -47,7 +47,7 @@ def gather(path: Path, out: Path) -> Study:
         for row, models in scores.items()
         for model, by_seed in models.items()
     }
-    curves = _curves(suite, rows, lines)
+    curves, experts = _curves(suite, rows, lines), _experts(suite, path)
     manifests = [read_manifest(run.folder) for run in done]
     return Study(
         suite=f"{path.parent.name}/{path.name}",
@@ -57,8 +57,8 @@ def gather(path: Path, out: Path) -> Study:
         tables=suite.tables,
         pictures=suite.pictures,
         lines=lines,
-        costs={row: _cost(mine) for row, mine in rows.items()},
-        experts=_experts(suite, path),
+        costs={row: _cost(mine, experts) for row, mine in rows.items()},
+        experts=experts,
         gaps={row: gap for row, mine in rows.items() if (gap := _gap(mine[0])) is not None},
         verdicts=[
             reached(claim, curves) if isinstance(claim, Reach) else _verdict(claim, scores, judged)
@@ -164,16 +164,21 @@ def _ratio(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(mean=a.mean / b.mean, ci95=(low / most, high / least), n=min(a.n, b.n))
 
 
-def _cost(runs: Sequence[Run]) -> Cost:
-    works = workloads(Session(runs[0].recipe, runs[0].folder))
+def _cost(runs: Sequence[Run], experts: Mapping[str, float]) -> Cost:
+    recipe = runs[0].recipe
+    works = workloads(Session(recipe, runs[0].folder))
     seconds = [sum(_seconds(run, work.stage) for work in works) for run in runs]
-    return Cost(seconds=float(np.mean(seconds)), passes={work.stage: work.passes for work in works})
+    learns = recipe.distill is not None or recipe.coldstart is not None
+    given = [f"{TEACHER}{name}" for name, teacher in recipe.teachers.items() if teacher.train is None and learns]
+    taught = sum(experts.get(name, 0.0) for name in given)
+    return Cost(seconds=float(np.mean(seconds)), passes={work.stage: work.passes for work in works}, taught=taught)
 
 
 def _experts(suite: Suite, path: Path) -> dict[str, float]:
     """The passes of the experts' own training, as their recipe says."""
     recipe = experts_recipe(suite, path)
-    return {} if recipe is None else {work.stage: work.passes for work in workloads(Session(recipe, path.parent))}
+    works = [] if recipe is None else workloads(Session(recipe, path.parent))
+    return {work.stage: work.passes for work in works if work.stage.startswith(TEACHER)}
 
 
 def _seconds(run: Run, stage: str) -> float:

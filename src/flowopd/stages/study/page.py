@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 
 from flowopd.results import AVERAGE
-from flowopd.stages.curve import DISTILL
 from flowopd.stages.study.effort import best, first_as_good
 from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, label, share
 from flowopd.stages.summary import cell, line
@@ -188,7 +187,7 @@ def _costs(study: Study) -> list[str]:
     for row, cost in trained.items():
         changes = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.rows[row].set.items())
         own = sum(cost.passes.values())
-        whole = f"{own + teaching:,.0f}" if teaching and DISTILL in cost.passes else ""
+        whole = f"{own + cost.taught:,.0f}" if cost.taught else ""
         rows.append(line(row, changes, f"{own:,.0f}", whole, _stages(cost.passes), f"{cost.seconds:,.0f}"))
     says = (
         "A pass is one sample through the transformer; a backward counts as two. Seconds are those of the updates, on "

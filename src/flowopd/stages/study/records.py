@@ -20,10 +20,12 @@ class Line(Record):
 
 
 class Cost(Record):
-    """What a row's training took: seconds, the mean over seeds, and by stage rows in units of a forward."""
+    """What a row's training took: seconds, the mean over seeds, and by stage rows in units of a forward; `taught` are
+    those that the training of the experts took from which it learns or starts."""
 
     seconds: float
     passes: dict[str, float]
+    taught: float = 0.0
 
 
 class Gap(Record):
