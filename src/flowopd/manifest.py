@@ -33,8 +33,11 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 
 def newest_run(place: Path) -> Path:
-    """The run that was last worked on, of those that lie in a folder. Raises ConfigError if there is none."""
-    runs = [file.parent for file in place.glob(f"*/{MANIFEST}")]
+    """The run that was last worked on, of those that lie in a folder, or as a suite's ROW/seed-N in one of its folders.
+
+    Raises ConfigError if there is none.
+    """
+    runs = [file.parent for pattern in ("*", "*/*/seed-*") for file in place.glob(f"{pattern}/{MANIFEST}")]
     if not runs:
         raise ConfigError(f"there is no run in {place}; give its folder with --out, or make one: flowopd demo")
     return max(runs, key=_last_worked_on)

@@ -349,5 +349,25 @@ def test_a_recipe_runs_where_its_name_says(flowopd, world, tmp_path, monkeypatch
     (tmp_path / "mine.yaml").write_text(json.dumps(world.whole()))
     shown = flowopd("doctor", "mine.yaml")
     assert "--out runs/mine" in shown.err, shown.err
-    refused = flowopd("run", "mine.yaml", "--set", "coldstart=null", "--set", "distill=null", "--set", "evaluate=null")
-    assert refused.code == 2 and not (tmp_path / "runs" / "run").exists()
+    assert "--- # runs/mine\n" in flowopd("run", "mine.yaml", "--dry-run").out
+
+
+def test_a_recipe_that_is_named_means_its_own_run_and_leaves_the_last_one_alone(flowopd, world, elsewhere):
+    (elsewhere / "mine.yaml").write_text(json.dumps(world.whole()))
+    drawn = flowopd("sample", "--config", "mine.yaml", "--model", "base", "-p", "a ring", "--to", "pictures")
+    assert drawn.code == 0, drawn.err
+    assert (elsewhere / "runs" / "mine" / "manifest.json").exists()
+    assert not (elsewhere / "runs" / "third" / "manifest.json").read_text()
+
+
+def test_several_processes_have_to_be_told_which_run(flowopd, elsewhere, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = flowopd("report")
+    assert refused.code == 2 and refused.err == "error: which run? several processes need its folder: --out FOLDER\n"
+
+
+def test_a_run_of_a_suite_may_be_the_last_one(elsewhere):
+    run = elsewhere / "runs" / "all" / "student" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text("")
+    assert newest_run(Path("runs")) == Path("runs/all/student/seed-0")

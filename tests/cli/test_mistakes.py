@@ -384,7 +384,10 @@ def broken(tmp_path_factory, world):
         "wordless": written(here / "wordless.jsonl", '{"text": "a ring"}\n' + ring),
         "hollow": written(here / "hollow.txt", "\n"),
         "ringed": written(here / "ringed.jsonl", ring),
-        "stray": written(here / "stray.jsonl", ring + '{"prompt": "a star", "label": "stars"}\n'),
+        "stray": written(
+            here / "stray.jsonl",
+            ring + '{"prompt": "a zebra", "label": "zebras"}\n{"prompt": "a star", "label": "stars"}\n',
+        ),
         "recipe": written(here / "recipe.yaml", tree),
         "misspelt": written(here / "misspelt.yaml", tree.replace('"distill"', '"distil"')),
         "baseless": written(here / "baseless.yaml", tree.replace('"base"', '"revision"', 1)),

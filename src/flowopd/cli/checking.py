@@ -93,4 +93,8 @@ def doctor(
     if not stage.passed(checks):
         raise typer.Exit(1)
     changes = "".join(f" --set {quote(change)}" for change in sets or [])
-    hint(f"flowopd run {recipe}{changes} --out {folder}" if recipe else "flowopd demo, or flowopd init")
+    hint(
+        f"flowopd run {quote(recipe)}{changes} --out {quote(str(folder))}"
+        if recipe
+        else "flowopd demo, or flowopd init"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,12 +118,17 @@ LastRun = Annotated[
 ]
 
 
-def run_meant(out: Path | None) -> Path:
-    """The run that a command looks at; where none is named, the one last worked on, which it says."""
+def run_meant(out: Path | None, config: Path | None = None) -> Path:
+    """The run that a command looks at: the one named, a recipe's, or the one last worked on, which it says.
+
+    Raises ConfigError if there is none, and for several processes, which might not agree.
+    """
     from flowopd.cli.shown import note
 
-    if out is not None:
-        return out
+    if out is not None or config is not None:
+        return run_of(str(config), out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("which run? several processes need its folder: --out FOLDER")
     run = newest_run(RUNS)
     note(f"run: {run}, the last one worked on; --out names another")
     return run

@@ -89,7 +89,7 @@ def evaluate(
         "evaluate.checkpoints": "true" if checkpoints else None,
         "track": tracked(track),
     }
-    changes, out = settings(sets, **chosen), run_meant(out)
+    changes, out = settings(sets, **chosen), run_meant(out, config)
     if dry_run:
         recipe = recipe_of_run(config, changes, out)
         from flowopd.pipeline import foreseen
@@ -149,8 +149,7 @@ def sample(
         raise ConfigError(
             "what to draw? give --prompt TEXT, or --prompts-file FILE, maybe with --layout compbench or geneval"
         )
-    out = run_meant(out)
-    session = existing_session(config, sets or [], out)
+    session = existing_session(config, sets or [], run_meant(out, config))
     from flowopd.hub import located
     from flowopd.prompts import read_prompts
     from flowopd.stages import layouts

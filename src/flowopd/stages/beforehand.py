@@ -107,12 +107,11 @@ def _check_routes(session: Session) -> None:
     try:
         session.route([prompt.label for each in prompts.values() for prompt in each])
     except DataError as error:
-        known = {*session.recipe.teachers, *(session.recipe.routes or {}), *prompts}
-        for label, each in prompts.items():
-            for prompt in each:
-                if prompt.label not in known:
-                    place = f"prompts.{label}.train, {prompt.text[:60]!r}"
-                    raise DataError(f"{place}: {error}; mend the record's label, or add it to `routes`") from None
+        strays = [(label, prompt) for label, each in prompts.items() for prompt in each if prompt.label != label]
+        for label, prompt in strays:
+            if f"label {prompt.label!r};" in str(error):
+                place = f"prompts.{label}.train, {prompt.text[:60]!r}"
+                raise DataError(f"{place}: {error}; mend the record's label, or add it to `routes`") from None
         raise
 
 

@@ -63,7 +63,7 @@ class Easel:
         self._pictures: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
 
     def models(self, run: Path) -> dict[str, object]:
-        """What can draw in a run, and the settings that its evaluation draws with."""
+        """What can draw in a run, and the settings that they draw with."""
         with self._model:
             shelf = self._shelf(run)
             sampling = shelf.session.recipe.drawing
