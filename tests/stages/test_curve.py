@@ -101,13 +101,15 @@ def test_what_is_missing_is_drawn_alone(kept, copy, judged):
     assert judged == ["student", *named(3)] and Curve.load(copy / CURVE) == curve
 
 
-def test_a_kill_between_two_points_loses_none(kept, copy, judged, monkeypatch):
-    (copy / CURVE).unlink()
+def test_a_kill_between_two_points_loses_none_and_leaves_no_table_that_looks_done(kept, copy, judged, monkeypatch):
+    for file in (CURVE, "results.json"):
+        (copy / file).unlink()
     scores = Judging.scores
     monkeypatch.setattr(Judging, "scores", lambda self, model: scores(self, model) if model[-1] != "3" else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(session(kept, copy, models=["merge"]))
     assert [p.update for p in Curve.load(copy / CURVE).points] == [0, 1, 2]
+    assert not (copy / "results.json").exists()
 
 
 def test_other_settings_are_drawn_anew(kept, copy, judged):

@@ -32,10 +32,10 @@ DEPENDED = ("hash", "weights", "judges")
 def evaluate(session: Session) -> Results:
     """Judge every model of a recipe that exists; writes OUT/results.json and OUT/scores.json.
 
-    Where the recipe says so its checkpoints too, to OUT/curve.json. A table that lies there and is not made again, of
-    another split say, is kept in a folder of OUT/evaluations. After a call that was broken off it goes on with
-    the next model, as far as nothing changed. Raises ConfigError if the recipe has no `evaluate`,
-    or names a model or a judge that there is not; NumericsError for a score that is not finite.
+    Where the recipe says so its checkpoints too, to OUT/curve.json; the table comes last. One that lies there and is
+    not made again, of another split say, is kept in a folder of OUT/evaluations. After a call that was broken off it
+    goes on with the next model, as far as nothing changed. Raises ConfigError if the recipe has no `evaluate`, or names
+    a model or a judge that there is not; NumericsError for a score that is not finite.
     """
     judging = Judging.of(session)
     config, models = judging.config, available_models(session, judging.config.models)
@@ -58,9 +58,9 @@ def evaluate(session: Session) -> Results:
         replace_text(session.out / PER_PROMPT, json.dumps(scores))
         results.save(session.out / RESULTS)
 
-    only_main(keep)
     if config.checkpoints:
         write_curve(judging.averaged(), estimates)
+    only_main(keep)
     judging.forget()
     return results
 
