@@ -62,7 +62,7 @@ MISTAKES = {
     "a record whose own label has no route": (
         "run {recipe} --out {out} --set prompts.quality.train={stray}",
         [
-            "prompts.quality.train, 'a star': no route for label 'stars'",
+            "prompts.quality.train, 'a zebra': no route for label 'zebras'",
             "mend the record's label, or add it to `routes`",
         ],
     ),

@@ -125,8 +125,10 @@ def run_meant(out: Path | None, config: Path | None = None) -> Path:
     """
     from flowopd.cli.shown import note
 
-    if out is not None or config is not None:
-        return run_of(str(config), out)
+    if out is not None:
+        return out
+    if config is not None:
+        return run_of(str(config), None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("which run? several processes need its folder: --out FOLDER")
     run = newest_run(RUNS)

@@ -106,13 +106,21 @@ def _check_routes(session: Session) -> None:
     prompts = session.training_prompts()
     try:
         session.route([prompt.label for each in prompts.values() for prompt in each])
-    except DataError as error:
-        strays = [(label, prompt) for label, each in prompts.items() for prompt in each if prompt.label != label]
-        for label, prompt in strays:
-            if f"label {prompt.label!r};" in str(error):
-                place = f"prompts.{label}.train, {prompt.text[:60]!r}"
-                raise DataError(f"{place}: {error}; mend the record's label, or add it to `routes`") from None
+    except DataError:
+        for label, each in prompts.items():
+            for prompt in each:
+                if prompt.label != label:
+                    _check_route(session, prompt, f"prompts.{label}.train")
         raise
+
+
+def _check_route(session: Session, prompt: Prompt, source: str) -> None:
+    """Raises DataError, which names the record and its source, if its own label has no route."""
+    try:
+        session.route([prompt.label])
+    except DataError as error:
+        mend = "mend the record's label, or add it to `routes`"
+        raise DataError(f"{source}, {prompt.text[:60]!r}: {error}; {mend}") from None
 
 
 def _check_rewards(recipe: Recipe) -> None:
