@@ -23,7 +23,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        mend = "give its folder, or a recipe with --config"
+        mend = "give its folder with --out"
         raise ConfigError(f"{out} holds no run ({MANIFEST} is missing); {mend}") from None
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error}); restore it, or choose another --out") from None

@@ -278,8 +278,8 @@ MISTAKES = {
     "a change that is no YAML": ("run {recipe} --out {out} --set seed=[1", ["seed=[1"]),
     "a change of the wrong kind": ("run {recipe} --out {out} --set seed=many", ["seed", "'many'"]),
     "a flag that is no pair": ("merge --base {base} --teacher {composition} --out {out}", ["--teacher", "NAME=PATH"]),
-    "eval of no run": ("eval --out {empty}", ["{empty}", "holds no run", "--config"]),
-    "sample of no run": ("sample --out {empty} -p x", ["{empty}", "holds no run", "--config"]),
+    "eval of no run": ("eval --out {empty}", ["{empty}", "holds no run", "give its folder with --out"]),
+    "sample of no run": ("sample --out {empty} -p x", ["{empty}", "holds no run", "give its folder with --out"]),
     "report of no run": ("report --out {empty}", ["{empty}", "give the folder of a run"]),
     "report of nothing": ("report --out {here}/nowhere", ["{here}/nowhere", "give the folder of a run"]),
     "sample with an unknown model": (
