@@ -10,21 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object, parse_flag_from_env, reduce
 from torch import Tensor, nn
 
+from flowopd.errors import FlowOpdError
+
 Found = TypeVar("Found")
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that works alone: merging experts or writing a large model takes minutes."""
 
 
 @cache
 def state() -> PartialState:
     """The processes; gloo on machines without an accelerator."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=PATIENCE)
 
 
 def is_main() -> bool:
@@ -54,6 +61,24 @@ def agreed(question: Callable[[], bool]) -> bool:
     answer = question()
     wait()
     return answer
+
+
+def together(act: Callable[[], Found]) -> Found:
+    """What `act` gives, once it has given it in every process. Where it raises a FlowOpdError, all processes raise.
+
+    For what may fail in one process alone, before the others wait for its part.
+    """
+    try:
+        own, error = act(), None
+    except FlowOpdError as raised:
+        own, error = None, raised
+    failed = first_found(error and (type(error), str(error)))
+    if error is not None:
+        raise error
+    if failed is not None:
+        kind, said = failed[1]
+        raise kind(said)
+    return cast(Found, own)
 
 
 def everywhere(value: int) -> list[int]:

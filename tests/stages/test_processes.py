@@ -170,6 +170,24 @@ def test_of_two_processes_both_stop_at_what_one_of_them_meets(world, tmp_path, d
     assert done.stderr.count("(process 1)") >= 2
 
 
+def test_a_judge_that_fails_in_one_process_loses_no_update(world, tmp_path):
+    tree = world.tree(grpo_mix={**POLICY, "tasks": {"quality": QUALITY}, "optim": {"updates": 3}})
+    (tmp_path / "r.json").write_text(json.dumps({**tree, "judge_tires_in": 1}))
+    done = launch([tmp_path / "r.json", tmp_path / "out"])
+    assert done.returncode != 0 and done.stderr.count("DataError: the judge is tired; let it sleep") == 2
+    kept = tmp_path / "out" / "checkpoints" / "grpo_mix"
+    assert [folder.name for folder in kept.iterdir()] == ["step-1"]
+
+
+def test_more_processes_than_pictures_learn_what_one_learns(world, tmp_path):
+    tree = world.tree(grpo_mix={**POLICY, "prompts_per_update": 1, "group": 2, "tasks": {"quality": QUALITY}})
+    (tmp_path / "r.json").write_text(json.dumps(tree))
+    done = launch([tmp_path / "r.json", tmp_path / "many"], count=3)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(make_recipe(tree), tmp_path / "one")
+    assert_same(gradients(tmp_path / "one", "grpo_mix"), gradients(tmp_path / "many", "grpo_mix"))
+
+
 @pytest.mark.parametrize(("n", "unit"), [(8, 1), (7, 1), (1, 1), (0, 1), (10, 4), (3, 4)])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_rows_are_shared_out_whole(monkeypatch, n, unit, count):

@@ -4,10 +4,26 @@ import json
 import sys
 from pathlib import Path
 
+from flowopd.errors import DataError
 from flowopd.models import sd3
 from flowopd.pipeline import run
 from flowopd.processes import is_main, state
 from flowopd.recipe import make_recipe
+from flowopd.stages import grpo
+
+
+def tiring(judge):
+    """The judge, which gives its scores once and then no more."""
+    calls = []
+
+    def tired(self, *given):
+        calls.append(given)
+        if len(calls) > 1:
+            raise DataError("the judge is tired; let it sleep")
+        return judge(self, *given)
+
+    return tired
+
 
 pairs = sys.argv[1:]
 for recipe, out in zip(pairs[::2], pairs[1::2], strict=True):
@@ -17,4 +33,6 @@ for recipe, out in zip(pairs[::2], pairs[1::2], strict=True):
     if tree.pop("breaks_in", None) == state().process_index:
         forward = sd3.Sd3Field.__call__
         sd3.Sd3Field.__call__ = lambda self, *given, forward=forward: forward(self, *given) * float("nan")
+    if tree.pop("judge_tires_in", None) == state().process_index:
+        grpo.Task.judge = tiring(grpo.Task.judge)
     run(make_recipe(tree), out)

@@ -20,7 +20,7 @@ from flowopd.lora_file import LoraFile, lora_files
 from flowopd.noise import seed_of
 from flowopd.nonfinite import Plain, View
 from flowopd.objectives import group_advantages
-from flowopd.processes import only_main, sum_metrics, whole
+from flowopd.processes import only_main, sum_metrics, together, whole
 from flowopd.prompts import Prompt
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
@@ -125,7 +125,8 @@ class PolicyUpdate:
         if not self._checked:
             self.learner.check(drawn)
             self._checked = True
-        rewards = self._judge(drawn, chosen)
+        own = together(lambda: self._judge(drawn, chosen))
+        rewards = whole(own, drawn.rows, self.config.group * sum(map(len, chosen)))
         self._watch(step, rewards, chosen)
         advantages = group_advantages(rewards, self.config.group).to(drawn.latents.device)
         return sum_metrics(self.learner.learn(drawn, advantages)) | self._told(rewards)
@@ -142,17 +143,18 @@ class PolicyUpdate:
         return chosen, self.learner.draw(step, [prompt for part in chosen for prompt in part])
 
     def _judge(self, drawn: Drawn, chosen: Sequence[Sequence[Prompt]]) -> Tensor:
-        """The rewards (B,) of all processes' images, each judged where it was drawn, for its own task."""
+        """The rewards of this process's images, maybe none, each judged for its own task."""
         group, rows = self.config.group, drawn.rows
         many = repeated([prompt for part in chosen for prompt in part], group)
         prompts, owner = many[rows], np.repeat(np.arange(len(self.tasks)), np.multiply(self.counts, group))[rows]
-        pictures = [self.session.model.decode(part) for part in drawn.latents.split(self.config.micro_batch)]
+        parts = drawn.latents.split(self.config.micro_batch) if len(prompts) else ()
+        pictures = [self.session.model.decode(part) for part in parts]
         own = torch.empty(len(prompts))
         for i, task in enumerate(self.tasks):
             mine = np.flatnonzero(owner == i)
             if len(mine):
                 own[mine] = task.judge(np.concatenate(pictures)[mine], [prompts[j] for j in mine])
-        return whole(own, rows, len(many))
+        return own
 
     def _watch(self, step: int, rewards: Tensor, chosen: Sequence[Sequence[Prompt]]) -> None:
         """Show each task's part of the rewards (B,) to those who watch it. Raises NumericsError if they say nothing."""
