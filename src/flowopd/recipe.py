@@ -93,7 +93,7 @@ class Recipe(Strict):
         served = {name for name, judge in self.judges.items() if judge.url is not None}
         foreign = [name for name in self.rewards() if is_path(name) and name not in {*self.trust, *served}]
         if foreign:
-            raise ValueError(f"reward {foreign[0]} is code; if you trust it, allow it: --set trust=[{foreign[0]}]")
+            raise ValueError(f"reward {foreign[0]} is code; if you trust it, allow it: --set 'trust=[{foreign[0]}]'")
         return self
 
     def parts(self, *names: str) -> dict[str, Any]:
@@ -129,15 +129,18 @@ class Recipe(Strict):
         return [*teachers, *(self.grpo_mix.tasks.values() if self.grpo_mix else ())]
 
     @property
-    def drawing(self) -> SamplingConfig:
-        """How its models draw: as they are judged, else without noise by the steps and guidance of a training: that of
-        the student, of the mix, of fine-tuning, or of the first expert."""
+    def drawing(self) -> EvaluateConfig:
+        """How its models draw: as they are judged, else without noise by the steps, guidance and micro-batch of a
+        training: that of the student, of the mix, of fine-tuning, or of the first expert."""
         if self.evaluate is not None:
-            return self.evaluate.sampling
+            return self.evaluate
         tuned = self.coldstart if isinstance(self.coldstart, SftConfig) else None
         parts = (self.distill, self.grpo_mix, tuned, *(teacher.train for teacher in self.teachers.values()))
-        trained = next((part.sampling for part in parts if part is not None), None)
-        return SamplingConfig(steps=trained.steps, guidance=trained.guidance) if trained else SamplingConfig()
+        trained = next((part for part in parts if part is not None), None)
+        if trained is None:
+            return EvaluateConfig(metrics={})
+        sampling = SamplingConfig(steps=trained.sampling.steps, guidance=trained.sampling.guidance)
+        return EvaluateConfig(metrics={}, sampling=sampling, micro_batch=trained.micro_batch)
 
 
 def recipe_path(name: str) -> Path:

@@ -24,4 +24,9 @@ EXPERT = {"train": {"reward": "ocr", "prompts": "a", "sampling": {"steps": 5, "g
 )
 def test_models_draw_as_they_are_judged_else_as_they_were_trained_but_without_noise(parts, steps, guidance):
     recipe = make_recipe({"base": "b", "prompts": {"a": {"train": "a.txt"}}, **parts})
-    assert recipe.drawing == SamplingConfig(steps=steps, guidance=guidance)
+    assert recipe.drawing.sampling == SamplingConfig(steps=steps, guidance=guidance)
+
+
+def test_models_draw_as_many_at_a_time_as_were_trained():
+    tree = {"base": "b", "prompts": {"a": {"train": "a.txt"}}, "teachers": {"a": EXPERT}}
+    assert make_recipe({**tree, "distill": {**DISTILL, "micro_batch": 2}}).drawing.micro_batch == 2

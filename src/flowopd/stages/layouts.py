@@ -90,7 +90,7 @@ def draw_layout(
         raise ConfigError(f"there is no layout {layout!r}; did you mean {near!r}? Known: {', '.join(LAYOUTS)}")
     available_models(session, [model])
     places = LAYOUTS[layout](prompts, copies)
-    own = session.recipe.evaluate or EvaluateConfig(metrics={}, sampling=session.recipe.drawing)
+    own = session.recipe.drawing
     config = own.model_copy(update={"images_per_prompt": copies, "seed": own.seed if seed is None else seed})
     record = {"layout": layout, "model": model, **_settings(session, model, prompts, config)}
     _check(folder, record)

@@ -16,7 +16,7 @@ from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, read_lora, sha256_of
 from flowopd.noise import seed_of
-from flowopd.processes import only_main
+from flowopd.processes import only_main, own_rows, wait
 from flowopd.prompts import Prompt
 from flowopd.results import BASE, GRPO_MIX, MERGE, SFT, STUDENT, TEACHER
 from flowopd.sampling import Batch, SamplingConfig, draw_latents
@@ -131,8 +131,8 @@ def own_weights(session: Session, models: Sequence[str]) -> dict[str, str]:
 
 
 def plain_call(session: Session, model: str) -> dict[str, float]:
-    """The options of the plain pipeline's call that draw as the run does."""
-    recipe, sampling = session.recipe, session.recipe.drawing
+    """The options of the plain pipeline's call that draw as the run does; it takes a guidance below 1 as none."""
+    recipe, sampling = session.recipe, session.recipe.drawing.sampling
     size = {"height": recipe.resolution, "width": recipe.resolution} if recipe.resolution else {}
     guidance = session.guidance(model.removeprefix(TEACHER), sampling.guidance)
     return {"num_inference_steps": sampling.steps, "guidance_scale": guidance, **size, **session.model.call_options}
@@ -161,17 +161,21 @@ def draw_by(
     conditioning: Conditioning,
     micro_batch: int = 32,
 ) -> np.ndarray:
-    """Pictures (B, H, W, 3) uint8 by any velocity of the session's model."""
-    grid, shape = session.model.grid(sampling.steps), session.latent_shape()
-    batch = Batch(conditioning(texts), tuple(seeds))
-    latents = draw_latents(field, sampling.dynamics(), grid, batch, shape, micro_batch)
-    return np.concatenate([session.model.decode(part) for part in latents.split(micro_batch)])
+    """Pictures (B, H, W, 3) uint8 by any velocity of the session's model, of which the device holds a micro-batch."""
+    grid, shape, dynamics = session.model.grid(sampling.steps), session.latent_shape(), sampling.dynamics()
+    pictures = []
+    for first in range(0, len(texts), micro_batch):
+        part = slice(first, first + micro_batch)
+        batch = Batch(conditioning(texts[part]), tuple(seeds[part]))
+        pictures.append(session.model.decode(draw_latents(field, dynamics, grid, batch, shape, micro_batch)))
+    return np.concatenate(pictures)
 
 
 def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folder: Path) -> list[Path]:
     """One picture of each prompt with the seed, as `PROMPT-SEED-MODEL.png` files, none of which may exist.
 
-    Raises ConfigError if there is no such model, or a file is in the way.
+    They are drawn a micro-batch at a time, and lie there at once. Raises ConfigError if there is no such model, or a
+    file is in the way.
     """
     available_models(session, [model])
     names = [f"{words(text)}-{seed}-{file_name(model)}" for text in texts]
@@ -179,15 +183,17 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
     taken = [file for file in files if file.exists()]
     if taken:
         raise ConfigError(f"{taken[0]} exists; choose another --seed, or another folder with --to")
-    sampling = session.recipe.drawing
+    wait()
+    config = session.recipe.drawing
     conditioning = session.encode([Prompt(text, "") for text in texts])
-
-    def keep() -> None:
-        pictures = draw(session, model, texts, [seed] * len(texts), sampling, conditioning)
-        for file, picture in zip(files, pictures, strict=True):
+    rows = own_rows(len(texts), config.micro_batch)
+    for first in range(rows.start, rows.stop, config.micro_batch):
+        part = slice(first, min(first + config.micro_batch, rows.stop))
+        mine = texts[part]
+        pictures = draw(session, model, mine, [seed] * len(mine), config.sampling, conditioning, config.micro_batch)
+        for file, picture in zip(files[part], pictures, strict=True):
             replace_picture(file, Image.fromarray(picture))
-
-    only_main(keep)
+    wait()
     return files
 
 
@@ -276,12 +282,11 @@ def draw_wall(session: Session, config: EvaluateConfig) -> Path:
     folder = session.out / "samples"
     once = config.model_copy(update={"images_per_prompt": 1})
     conditioning = session.encode(prompts)
-
-    def keep() -> None:
-        for model in models:
-            for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning)):
-                replace_picture(folder / f"{i}-{model}.png", Image.fromarray(picture))
-        replace_text(folder / "index.json", json.dumps({"prompts": [p.text for p in prompts], "models": models}))
-
-    only_main(keep)
+    rows = own_rows(len(prompts), even_batch(len(prompts), config.micro_batch))
+    for model in models:
+        for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning, rows), rows.start):
+            replace_picture(folder / f"{i}-{model}.png", Image.fromarray(picture))
+    wait()
+    index = {"prompts": [prompt.text for prompt in prompts], "models": models}
+    only_main(lambda: replace_text(folder / "index.json", json.dumps(index)))
     return folder

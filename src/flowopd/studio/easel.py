@@ -66,7 +66,7 @@ class Easel:
         """What can draw in a run, and the settings that they draw with."""
         with self._model:
             shelf = self._shelf(run)
-            sampling = shelf.session.recipe.drawing
+            sampling = shelf.session.recipe.drawing.sampling
             return {
                 "models": [{"name": choice.name, "adjustable": choice.adjustable} for choice in shelf.choices()],
                 "steps": sampling.steps,
@@ -129,7 +129,7 @@ def _painted(shelf: Shelf, wish: Wish) -> bytes:
 
     from flowopd.stages.sample import draw_by
 
-    sampling = shelf.session.recipe.drawing.model_copy(update={"steps": wish.steps})
+    sampling = shelf.session.recipe.drawing.sampling.model_copy(update={"steps": wish.steps})
     with shelf.using(wish.model, wish.strength, sampling.guidance) as field:
         (picture,) = draw_by(shelf.session, field, [wish.prompt], [wish.seed], sampling, shelf.encoded)
     file = io.BytesIO()
