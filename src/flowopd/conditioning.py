@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from flowopd.durable import packed, replace_bytes
@@ -59,8 +59,17 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 
 def missing(model: Model, texts: Sequence[str], cache: Path) -> list[str]:
-    """Those of the prompts that the cache does not hold."""
-    return [text for text, file in _files(model, texts, cache).items() if not file.exists()]
+    """Those of the prompts that the cache does not hold, or of which a power cut left it half a file."""
+    return [text for text, file in _files(model, texts, cache).items() if not _is_whole(file)]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there, as long as its head says; the rest is not read."""
+    try:
+        safe_open(file, framework="pt").keys()
+    except (OSError, SafetensorError):
+        return False
+    return True
 
 
 def encode(model: Model, texts: Sequence[str], cache: Path) -> None:

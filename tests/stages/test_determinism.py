@@ -1,6 +1,7 @@
 """What is random belongs to a seed, a step and a prompt: no order of calls, and nothing before them, matters."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 
 from flowopd import conditioning as cache
 from flowopd.configs import EvaluateConfig
+from flowopd.models.source import Source
 from flowopd.pipeline import open_run
 from flowopd.recipe import make_recipe
 from flowopd.sampling import SamplingConfig
 from flowopd.stages import distill as distillation
 from flowopd.stages import grpo
 from flowopd.stages.distill import distill
-from flowopd.stages.sample import draw_pictures, even_batch
+from flowopd.stages.sample import draw, draw_by, draw_pictures, even_batch
 from flowopd.stages.teacher import train_teacher
 
 GRPO = {
@@ -85,6 +87,56 @@ def test_a_prompt_is_encoded_the_same_whatever_the_cache_held(world, tmp_path):
             cache.encode(session.model, part, tmp_path / folder)
     kept = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")} for name in "abc"]
     assert kept[0] == kept[1] == kept[2] and len(kept[0]) == len(texts)
+
+
+def test_a_prompt_that_a_power_cut_left_half_is_encoded_again(world, tmp_path):
+    session = world.session(tmp_path / "out")
+    prompts = session.prompts("quality", "train")
+    texts = [prompt.text for prompt in prompts]
+    whole = session.encode(prompts)(texts)["prompt_embeds"]
+    empty, half, *_ = sorted((session.out / "cache").rglob("*.safetensors"))
+    empty.write_bytes(b"")
+    half.write_bytes(half.read_bytes()[:-9])
+    again = world.session(tmp_path / "out")
+    assert torch.equal(again.encode(prompts)(texts)["prompt_embeds"], whole)
+
+
+def test_a_base_is_known_by_its_own_files_alone(world, tmp_path):
+    folder = shutil.copytree(world.base, tmp_path / "base")
+    source = Source(str(folder))
+    before = source.fingerprint()
+    (folder / "README.md").write_text("About the model.")
+    notes = folder / ".cache" / "huggingface" / "transformer"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text("1700000000.0")
+    assert source.fingerprint() == before
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert source.fingerprint() != before
+    part = Source(str(folder / "transformer"))
+    before = part.fingerprint()
+    (folder / "transformer" / "README.md").write_text("About the part.")
+    assert part.fingerprint() == before
+    config.write_text(config.read_text() + " ")
+    assert part.fingerprint() != before
+
+
+def test_pictures_of_a_list_are_those_of_its_micro_batches(mini):
+    session, prompts = mini
+    texts = [prompt.text for prompt in prompts]
+    encoded, seen = session.encode(prompts), []
+
+    def conditioning(asked):
+        seen.append(len(asked))
+        return encoded(asked)
+
+    field, seeds, sampling = session.field("base", 1.0, encoded), list(range(len(texts))), SamplingConfig(steps=2)
+    drawn = draw_by(session, field, texts, seeds, sampling, conditioning, 4)
+    assert seen == [4, 4, 2]
+    for first in (0, 4, 8):
+        part = slice(first, first + 4)
+        alone = draw(session, "base", texts[part], seeds[part], sampling, encoded, 4)
+        assert np.array_equal(drawn[part], alone)
 
 
 @pytest.fixture(scope="module")

@@ -104,13 +104,23 @@ class Source:
         return sum(_weights(folder / name) for name in self.parts)
 
     def fingerprint(self) -> str:
-        """sha256 over the names, sizes and ends of all weight files of a folder; of the id for the hub."""
+        """sha256 over the names, sizes and ends of a model's files in a folder; of the id for the hub.
+
+        What lies beside them, such as a page about the model or a download's notes, does not count.
+        """
         digest = sha256(f"{self.name}@{self.revision}".encode() if not os.path.isdir(self.path) else b"")
-        found = sorted(Path(self.path).rglob("*.*")) if os.path.isdir(self.path) else ()
-        for file in (path for path in found if path.is_file()):
+        for file in self._files() if os.path.isdir(self.path) else ():
             digest.update(f"{file.relative_to(self.path)}:{file.stat().st_size}".encode())
             digest.update(_ends(file))
         return digest.hexdigest()
+
+    def _files(self) -> list[Path]:
+        """A pipeline's index and what its parts hold, or the weights and the config of one model's own folder."""
+        folder = Path(self.path)
+        if not self.is_pipeline:
+            return sorted(file for file in folder.iterdir() if file.suffix in (".json", ".bin", ".safetensors"))
+        parts = [file for name in self.parts for file in (folder / name).rglob("*.*")]
+        return sorted(file for file in [folder / INDEX, *parts] if file.is_file())
 
     def _index(self) -> dict[str, Any]:
         folder = located(self.name)
