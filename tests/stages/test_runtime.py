@@ -7,14 +7,22 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo import config as dynamo
 
+from flowopd.adapters import Adapters
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.lora_file import read_lora
 from flowopd.models import open_model
+from flowopd.models.random_sd3 import SMALL, RandomSd3
 from flowopd.recipe import make_recipe
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.sample import available_models
+from flowopd.types import Condition
+
+
+def condition(model, rows):
+    return Condition({name: torch.randn(blank.shape) for name, blank in model.blank(rows).tensors.items()})
 
 
 def gradient(session):
@@ -110,6 +118,23 @@ def test_compiled_blocks_have_the_same_gradient_under_every_adapter(plain, world
     session = world.session(tmp_path / "out", compile=True, distill=distilling(updates=1))
     assert_same(plain, gradient(session))
     assert len(compiled) == 2
+
+
+def test_every_kind_of_block_stays_compiled_under_every_adapter_and_batch(monkeypatch):
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend="eager"))
+    kinds = {"num_layers": 3, "dual_attention_layers": (0,), "num_attention_heads": 2, "attention_head_dim": 8}
+    sizes = {"joint_attention_dim": 16, "caption_projection_dim": 16, "pooled_projection_dim": 16}
+    model = RandomSd3({**SMALL, **kinds, **sizes}, compiled=True)
+    adapters = Adapters(model.transformer)
+    for name in ("student", "one", "two", "three"):
+        adapters.create(name, 2, 4, model.targets, seed=0)
+    with dynamo.patch(fail_on_recompile_limit_hit=True):
+        for batch in (4, 3):
+            for name in ("student", "one", "two", "three", None):
+                with torch.set_grad_enabled(name == "student"):
+                    field = adapters.field(name, model.make_field)
+                    field(torch.randn(batch, *model.latent_shape()), torch.tensor(0.5), condition(model, batch))
 
 
 def test_without_t5_prompts_are_those_of_a_pipeline_without_t5(world):

@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from transformers import AutoTokenizer
 
 from flowopd.errors import CheckpointError, ConfigError
@@ -38,6 +39,10 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 
 ALIKE = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim")
 """What two transformers must share to be asked at the same states and conditions."""
+
+PROGRAMS = 256
+"""Forms of the one code of all blocks that are kept compiled: by kind of block, adapter, gradient or none, and size of
+the batch. Beyond its limit, 8 by default, torch runs a block as it is, and says so once."""
 
 LONGEST_T5 = 256
 """Largest block of T5 tokens, as in the pipeline's default; a tokenizer with a shorter limit keeps its own."""
@@ -92,8 +97,10 @@ class Sd3:
     def _made_ready(self, transformer: SD3Transformer2DModel) -> SD3Transformer2DModel:
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        for block in transformer.transformer_blocks if self.compiled else ():
-            block.compile()
+        if self.compiled:
+            dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
+            for block in transformer.transformer_blocks:
+                block.compile()
         return transformer.requires_grad_(False).eval().to(self.device)
 
     def check_whole(self, source: Source) -> str | None:
