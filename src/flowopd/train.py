@@ -98,6 +98,7 @@ class Trainer:
         self.rate = 1.0  # share of the learning rate that roll-backs have left
         self._proven, self._skipped = -1, 0  # the last update whose gradient was finite; those skipped since
         self._fault, self._reached = "", False
+        self._told: set[str] = set()  # the metrics there were so far
 
     def run(self, update: Update, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Make all updates that are left, and leave the averaged weights in the parameters.
@@ -123,7 +124,7 @@ class Trainer:
                 self._refuse_more_skips(step, checkpoints)
                 told |= self.watch.look(step, self)
                 metrics = {name: float(value) for name, value in told.items()}
-                self._check_best(metrics)
+                self._check_best(step, metrics)
                 tracker.log(step, metrics)
                 ends = tracker.ends(step, metrics)
                 if ends or step + 1 == self.config.updates:
@@ -156,14 +157,20 @@ class Trainer:
             checkpoints.save(step, self._state(), Log(tracker.flush(), metrics))
             checkpoints.prune(step, self.config.keep, self.config.best)
 
-    def _check_best(self, metrics: Mapping[str, float]) -> None:
-        """Raises ConfigError if the best checkpoint is to be known by a metric that there is not."""
-        best = self.config.best
-        if best is not None and best.metric not in metrics:
-            near = get_close_matches(best.metric, metrics, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                f"optim.best.metric: there is no {best.metric!r} among the metrics; did you mean {near!r}?"
-            )
+    def _check_best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises ConfigError if the best checkpoint is to be known by a metric that there is not.
+
+        One of a part, as a label's, is not there after every update: it is missed when the first checkpoint is made.
+        """
+        best, self._told = self.config.best, {*self._told, *metrics}
+        if best is None or best.metric in self._told:
+            return
+        near = get_close_matches(best.metric, sorted(self._told), n=1, cutoff=0.0)[0]
+        said = f"optim.best.metric: there is no {best.metric!r} among the metrics; did you mean {near!r}?"
+        if "/" not in best.metric:
+            raise ConfigError(said)
+        if step + 1 == min(self.config.checkpoint_every, self.config.updates):
+            warn(said)
 
     def step(self, step: int) -> dict[str, Tensor | float]:
         """Take step `step` on the gradients that are there, which it clears, or skip it if they are not finite.

@@ -20,8 +20,11 @@ def trainer(watch=None, **changes):
     return Trainer({"x": nn.Parameter(torch.tensor([1.0, -2.0]))}, config, watch)
 
 
-def run(trained, folder, stop=None, poison=(), stopped=KeyboardInterrupt, call=lambda step: None):
-    """Follow the gradient of `|x|^2`, whose update depends on the step; `stop` fails there, `poison` gives nan."""
+def run(trained, folder, stop=None, poison=(), stopped=KeyboardInterrupt, call=lambda step: None, told=()):
+    """Follow the gradient of `|x|^2`, whose update depends on the step; `stop` fails there, `poison` gives nan.
+
+    `told` is what each update measures besides.
+    """
     poison = {poison} if isinstance(poison, int) else set(poison)
     (x,) = trained.parameters
 
@@ -30,7 +33,7 @@ def run(trained, folder, stop=None, poison=(), stopped=KeyboardInterrupt, call=l
         if step == stop:
             raise stopped
         x.grad = 2 * x.detach() * (1 + step) * (float("nan") if step in poison else 1.0)
-        return {"loss": x.detach().square().sum()}
+        return {"loss": x.detach().square().sum()} | (told[step] if told else {})
 
     trained.run(update, Tracker(folder, "distill", 6), Checkpoints(folder / "checkpoints", {"seed": 0}))
     return x.detach()
@@ -280,6 +283,18 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
 def test_a_best_by_a_metric_that_there_is_not_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"optim.best.metric: .*'los'.*did you mean 'loss'"):
         run(trainer(best={"metric": "los"}), tmp_path)
+
+
+def test_a_best_by_a_metric_of_a_part_waits_for_the_part(tmp_path, capsys):
+    told = [{"gap/a": 3.0}, {"gap/b": 2.0}, {"gap/a": 1.0}, {"gap/b": 1.0}]
+    run(trainer(updates=4, checkpoint_every=1, keep=1, best={"metric": "gap/b"}), tmp_path, told=told)
+    assert steps(tmp_path) == ["step-4"]
+    assert capsys.readouterr().err.count("there is no 'gap/b' among the metrics") == 1
+
+
+def test_a_best_by_a_part_that_never_comes_is_said_once(tmp_path, capsys):
+    run(trainer(best={"metric": "gap/c"}), tmp_path, told=[{"gap/a": 3.0}] * 6)
+    assert capsys.readouterr().err.count("did you mean 'gap/a'?") == 1
 
 
 def test_rows_that_were_lost_are_said_and_the_run_goes_on(tmp_path, capsys):
