@@ -118,6 +118,18 @@ def test_the_colour_is_the_objects_own(judge, monkeypatch):
     assert judge._clip.seen[0].size == (16, 8)
 
 
+def test_keys_that_are_null_ask_for_nothing(judge, monkeypatch):
+    picture, mask = scene()
+    monkeypatch.setattr(judge, "_instances", lambda _: [Instance("dog", 0.9, mask, (8.0, 4.0, 24.0, 12.0))])
+    bare, nulls = asked(), asked(color=None, position=None)
+    nulls.metadata["exclude"] = None
+    for prompt in (bare, nulls):
+        judge.check_prompt(prompt)
+        (dog,) = judge.detect(picture, prompt.metadata)
+        assert dog.colour is None
+        assert judge(picture[None], [prompt]).value.tolist() == [1.0]
+
+
 def test_a_crop_hides_what_is_not_the_object(judge):
     picture, mask = scene()
     ragged = mask.copy()

@@ -31,6 +31,15 @@ def test_two_updates_make_an_expert_that_is_not_the_base(session):
     assert modules and any(factors.delta().any() for factors in modules.values())
 
 
+def test_a_window_longer_than_the_path_is_the_whole_path(world, tmp_path):
+    made = []
+    for name, window in (("longer", 9), ("whole", None)):
+        config = {**GRPO, "sampling": {"steps": 3, "sampler": "sde", "window": window}}
+        session = world.session(tmp_path / name, teachers={"quality": {"train": config}})
+        made.append(read_lora(train_teacher(session, "quality")).modules)
+    assert all(torch.equal(made[0][name].delta(), factors.delta()) for name, factors in made[1].items())
+
+
 def test_training_an_expert_leaves_the_base_as_it_was(session):
     before = {name: tensor.clone() for name, tensor in session.model.transformer.state_dict().items()}
     train_teacher(session, "quality")

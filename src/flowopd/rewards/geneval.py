@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 from flowopd.errors import DataError
 from flowopd.hub import fetched
 from flowopd.prompts import Prompt
+from flowopd.prompts.composition import Composition, composition
 from flowopd.rewards.base import Scores
 from flowopd.rewards.clip import Clip
 from flowopd.rewards.geneval_rules import Box, Detection, asked_of, judge
@@ -82,8 +83,7 @@ class Geneval:
     @staticmethod
     def check_prompt(prompt: Prompt) -> None:
         """Raises DataError if a prompt has no composition metadata, or asks for what GenEval does not know."""
-        asked_of(prompt.metadata, prompt.text)
-        _check_known(prompt)
+        _check_known(asked_of(prompt.metadata, prompt.text), prompt.text)
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         check_pairs(pictures, prompts)
@@ -99,7 +99,7 @@ class Geneval:
     def detect(self, picture: np.ndarray, metadata: Mapping[str, Any]) -> list[Detection]:
         """The objects of a picture (H, W, 3) that count for a prompt; coloured where it asks for their colour."""
         found = counted(self._instances(picture), metadata.get("tag", ""))
-        asked = {row["class"] for row in metadata.get("include", ()) if "color" in row}
+        asked = {clause.kind for clause in composition(metadata, "the metadata").include if clause.colour is not None}
         return [
             Detection(o.kind, self._colour(picture, o) if o.kind in asked else None, o.box, o.confidence) for o in found
         ]
@@ -161,8 +161,8 @@ def _around(mask: np.ndarray) -> Box:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def _check_known(prompt: Prompt) -> None:
-    for row in (*prompt.metadata.get("include", ()), *prompt.metadata.get("exclude", ())):
-        for key, known in (("class", CLASSES), ("color", COLOURS)):
-            if key in row and row[key] not in known:
-                raise DataError(f"prompt {prompt.text!r} asks for the {key} {row[key]!r}, which GenEval does not know")
+def _check_known(asked: Composition, text: str) -> None:
+    for clause in (*asked.include, *asked.exclude):
+        for key, value, known in (("class", clause.kind, CLASSES), ("color", clause.colour, (None, *COLOURS))):
+            if value not in known:
+                raise DataError(f"prompt {text!r} asks for the {key} {value!r}, which GenEval does not know")

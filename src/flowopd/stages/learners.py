@@ -115,7 +115,7 @@ class _Learner:
 def window_starts(config: PolicyConfig) -> range:
     """The first steps that a policy's windows take in turn."""
     sampling = config.sampling
-    fitting = sampling.steps - (sampling.window or sampling.steps) + 1
+    fitting = max(1, sampling.steps - (sampling.window or sampling.steps) + 1)
     return range(min(fitting, config.starts or fitting))
 
 
