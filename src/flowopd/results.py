@@ -22,6 +22,10 @@ AVERAGE = "average"
 """The metric that is the mean of all others, each brought to 0..1."""
 
 
+FEW = 20
+"""Prompts below which two means are never told apart: a bootstrap of a handful gives an interval far too narrow."""
+
+
 class Estimate(Record):
     """A mean over `n` prompts and its 95 % interval. For example `mean=0.92 ci95=(0.89, 0.94) n=320`."""
 
@@ -38,6 +42,14 @@ class Estimate(Record):
     def overlaps(self, other: Estimate) -> bool:
         """Whether the two intervals share a value."""
         return self.ci95[0] <= other.ci95[1] and other.ci95[0] <= self.ci95[1]
+
+    def __str__(self) -> str:
+        """`0.871 ± 0.020`, half of the interval; the mean alone of a single prompt."""
+        return f"{self.mean:.3f}" + (f" ± {(self.ci95[1] - self.ci95[0]) / 2:.3f}" if self.n > 1 else "")
+
+    def is_told_from(self, other: Estimate) -> bool:
+        """Whether the means differ by more than noise: the intervals share no value, and no mean is of too FEW."""
+        return min(self.n, other.n) >= FEW and not self.overlaps(other)
 
 
 class Results(File):
@@ -62,9 +74,33 @@ class Results(File):
         return sorted(names, key=lambda metric: metric == AVERAGE)
 
     @property
+    def prompts(self) -> dict[str, int]:
+        """How many prompts each metric was taken on; the fewest, where models differ."""
+        rows = self.models.values()
+        return {metric: min(row[metric].n for row in rows if metric in row) for metric in self.metrics}
+
+    @property
     def doubtful(self) -> list[str]:
         """The metrics whose gap is within the noise of its ends."""
         return list(self.settings.get("doubtful_gap", ()))
+
+    def __str__(self) -> str:
+        """Every model and metric, and the gap closed, in Markdown.
+
+        `0.90?` is the share of a gap whose ends, base and expert, are not told apart; `none` of one that there is not.
+        """
+        lines = [line("", *self.metrics), line("---", *("---:" for _ in self.metrics))]
+        for model, row in self.models.items():
+            lines.append(line(model, *(str(row.get(metric, "")) for metric in self.metrics)))
+        if self.gap_closed:
+            lines.append(line("gap closed", *map(self._closed, self.metrics)))
+        return "\n".join(lines)
+
+    def _closed(self, metric: str) -> str:
+        if metric not in self.gap_closed:
+            return ""
+        share = self.gap_closed[metric]
+        return "none" if share is None else f"{share:.2f}{'?' if metric in self.doubtful else ''}"
 
     def estimate(self, model: str, metric: str) -> Estimate:
         """Raises DataError if that model has no such metric."""
@@ -72,6 +108,11 @@ class Results(File):
         if metric not in row:
             raise DataError(f"the results hold no {metric!r} of {model!r}; evaluate that model on it")
         return row[metric]
+
+
+def line(*cells: str) -> str:
+    """A line of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
@@ -145,8 +186,8 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
     """The results with `(student - base) / (teacher - base)` on each metric with an owner.
 
     0 is the base and 1 the teacher; outside is possible. Where the teacher is not above the base the value is
-    None, and `settings["no_gap"]` says why; `settings["doubtful_gap"]` names the metrics on which its interval and the
-    base's overlap, so that a share says little; `settings["owners"]` keeps `owners`, which is {metric: teacher}.
+    None, and `settings["no_gap"]` says why; `settings["doubtful_gap"]` names the metrics on which it is not told from
+    the base, so that a share says little; `settings["owners"]` keeps `owners`, which is {metric: teacher}.
     Raises DataError if an estimate is missing.
     """
     shares: dict[str, float | None] = {}
@@ -156,7 +197,7 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
         shares[metric] = share_closed(base.mean, expert.mean, student.mean)
         if shares[metric] is None:
             reasons[metric] = f"the teacher ({expert.mean:.3f}) is not above the base ({base.mean:.3f})"
-        elif expert.ci95[0] <= base.ci95[1]:
+        elif not expert.is_told_from(base):
             doubts.append(metric)
     settings = {**results.settings, "owners": dict(owners), "no_gap": reasons, "doubtful_gap": doubts}
     return results.model_copy(update={"gap_closed": shares, "settings": settings})

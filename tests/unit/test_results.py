@@ -18,7 +18,7 @@ def coverage(estimates, truth):
 
 
 def exactly(mean):
-    return Estimate(mean=mean, ci95=(mean - 0.01, mean + 0.01), n=10)
+    return Estimate(mean=mean, ci95=(mean - 0.01, mean + 0.01), n=320)
 
 
 def results(student=0.7, expert=0.9, base=0.5):
@@ -139,7 +139,7 @@ def test_a_record_comes_back_as_it_was_saved(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["schema"] == 1 and content["gap_closed"] == {"ocr": None}
-    assert content["models"]["base"]["ocr"] == {"mean": 0.5, "ci95": [0.49, 0.51], "n": 10}
+    assert content["models"]["base"]["ocr"] == {"mean": 0.5, "ci95": [0.49, 0.51], "n": 320}
 
 
 def test_the_average_is_the_last_metric():
@@ -179,3 +179,20 @@ def test_a_missing_record_says_how_to_make_it(tmp_path):
 def test_an_estimate_is_a_number():
     with pytest.raises(ValidationError):
         Estimate(mean=float("nan"), ci95=(0, 1), n=2)
+
+
+def test_a_handful_of_prompts_tells_no_two_models_apart():
+    many, few = (Estimate(mean=0.9, ci95=(0.9, 0.9), n=n) for n in (20, 19))
+    low = Estimate(mean=0.1, ci95=(0.1, 0.1), n=500)
+    assert many.is_told_from(low) and low.is_told_from(many)
+    assert not few.is_told_from(low) and not low.is_told_from(few)
+
+
+def test_a_single_prompt_has_no_interval_to_show():
+    assert str(Estimate(mean=0.9, ci95=(0.9, 0.9), n=1)) == "0.900"
+    assert str(Estimate(mean=0.9, ci95=(0.85, 0.95), n=2)) == "0.900 ± 0.050"
+
+
+def test_results_print_as_their_table():
+    shown = str(gap_closed(results(expert=0.4), {"ocr": "text"})).splitlines()
+    assert shown[0] == "|  | ocr |" and shown[2] == "| base | 0.500 ± 0.010 |" and shown[-1] == "| gap closed | none |"

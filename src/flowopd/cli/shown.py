@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from flowopd.quiet import QUIET, is_on
+from flowopd.signals import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowopd.recipe import Recipe
-    from flowopd.results import Results
+    from flowopd.results import Estimate, Results
     from flowopd.stages.doctor import Check
     from flowopd.stages.interference import Cosines
 
@@ -43,12 +44,23 @@ def show_results(results: Results) -> None:
         cells = [row.get(metric) for metric in results.metrics]
         table.add_row(
             model,
-            *(f"{e.mean:.3f} [dim]±{(e.ci95[1] - e.ci95[0]) / 2:.3f}[/dim]" if e else "" for e in cells),
+            *map(_cell, cells),
         )
+    table.add_row("prompts", *(str(results.prompts[metric]) for metric in results.metrics))
     console.print(table)
     for metric, share in results.gap_closed.items():
         doubt = " (in doubt: the expert is within the base's noise)" if metric in results.doubtful else ""
-        console.print(f"gap closed on {metric}: {'not defined' if share is None else f'{share:.3f}'}{doubt}")
+        why = results.settings.get("no_gap", {}).get(metric, "it is not defined")
+        said = f"none, for {why}" if share is None else f"{share:.3f}"
+        console.print(f"gap closed on {metric}: {said}{doubt}", soft_wrap=True)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    """A mean, with half of its interval where there is more than one prompt."""
+    if estimate is None:
+        return ""
+    spread = f" [dim]±{(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}[/dim]" if estimate.n > 1 else ""
+    return f"{estimate.mean:.3f}{spread}"
 
 
 def show_cosines(measured: Sequence[Cosines]) -> None:
@@ -121,8 +133,8 @@ def hint(following: str) -> None:
 
 
 def note(what: str) -> None:
-    """What a command took without being told, on standard error, unless it is to be quiet."""
-    if not is_on(QUIET):
+    """What a command took without being told, on standard error, unless it is to be quiet; the first process speaks."""
+    if is_first() and not is_on(QUIET):
         typer.echo(what, err=True)
 
 

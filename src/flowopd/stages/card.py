@@ -22,7 +22,6 @@ from flowopd.session import Session
 from flowopd.stages.checkpoints import CHECKPOINT, parted
 from flowopd.stages.readback import Check
 from flowopd.stages.sample import plain_call
-from flowopd.stages.summary import table
 from flowopd.stages.templates import keywords, rendered
 
 CARD = "README.md"
@@ -66,7 +65,7 @@ def _use(session: Session, model: str, form: str, folder: Path, trained: Trained
         "load_options": "".join(f", {keywords({name: value})}" for name, value in session.model.load_options.items()),
         "call": keywords(plain_call(session, model)),
         "fits_comfyui": form != "comfyui" or fits_comfyui(transformer),
-        "results": table(results) if results else "",
+        "results": f"{results}\n" if results else "",
         "in_results": bool(results and model in results.models),
     }
 

@@ -10,7 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from flowopd.durable import replace_picture, replace_text
-from flowopd.results import Estimate, Results
+from flowopd.results import Results
 
 TABLE, WALL, INDEX = "table.md", "wall.png", "index.json"
 COLUMNS = 9
@@ -23,41 +23,9 @@ TILE, GAP, MARGIN, LINE = 96, 6, 148, 15
 def write_summary(run: Path) -> None:
     """Write what the folder of a run has the parts for."""
     if (run / "results.json").exists():
-        replace_text(run / TABLE, table(Results.load(run / "results.json")))
+        replace_text(run / TABLE, f"{Results.load(run / 'results.json')}\n")
     if (run / "samples" / INDEX).exists():
         replace_picture(run / WALL, wall(run / "samples"), optimize=True)
-
-
-def table(results: Results) -> str:
-    """Every model and metric with half the width of its interval, and the gap closed, in Markdown.
-
-    `0.90?` is the share of a gap whose ends, base and expert, have intervals that overlap.
-    """
-    metrics = results.metrics
-    lines = [line("", *metrics), line("---", *("---:" for _ in metrics))]
-    for model, row in results.models.items():
-        lines.append(line(model, *(cell(row.get(metric)) for metric in metrics)))
-    if results.gap_closed:
-        shares = {metric: results.gap_closed.get(metric) for metric in metrics}
-        lines.append(
-            line("gap closed", *("" if s is None else f"{s:.2f}{mark(results, m)}" for m, s in shares.items()))
-        )
-    return "\n".join(lines) + "\n"
-
-
-def mark(results: Results, metric: str) -> str:
-    """A question mark behind a share of a gap that is within the noise of its ends."""
-    return "?" if metric in results.doubtful else ""
-
-
-def line(*cells: str) -> str:
-    """A line of a table in Markdown."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def cell(estimate: Estimate | None) -> str:
-    """`0.871 ± 0.020`, or nothing."""
-    return f"{estimate.mean:.3f} ± {(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}" if estimate else ""
 
 
 def wall(folder: Path, columns: int = COLUMNS) -> Image.Image:

@@ -16,7 +16,7 @@ SHOWN_ELSEWHERE = ("owners", "no_gap", "doubtful_gap", "load", "call")
 
 @dataclass(frozen=True)
 class Rival:
-    """How the student's average stands to another model's: level with it where their intervals overlap."""
+    """How the student's average stands to another model's: level with it where they are not told apart."""
 
     title: str
     estimate: Estimate
@@ -27,7 +27,7 @@ class Rival:
 class Change:
     """A difference of means to the base. `tint` is its share, 0..1, of the largest one in its metric.
 
-    `clear` says that the intervals share no value.
+    `clear` says that the two means are told apart.
     """
 
     difference: float
@@ -68,7 +68,7 @@ def changes(results: Results) -> dict[str, dict[str, Change]]:
         differences = {model: row[metric].mean - start.mean for model, row in others.items() if metric in row}
         largest = max(map(abs, differences.values()), default=0.0) or 1.0
         for model, difference in differences.items():
-            clear = not others[model][metric].overlaps(start)
+            clear = others[model][metric].is_told_from(start)
             table[model][metric] = Change(difference, abs(difference) / largest, clear)
     return table
 
@@ -97,7 +97,7 @@ def facts(run: Run) -> dict[str, dict[str, str]]:
 
 
 def _standing(student: Estimate, other: Estimate) -> str:
-    if student.overlaps(other):
+    if not student.is_told_from(other):
         return "level with"
     return "above" if student.mean > other.mean else "below"
 

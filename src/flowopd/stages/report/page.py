@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from flowopd.durable import replace_text
 from flowopd.hub import PACKAGE
-from flowopd.results import AVERAGE, BASE, STUDENT, TEACHER, Results
+from flowopd.results import AVERAGE, BASE, FEW, STUDENT, TEACHER, Results
 from flowopd.stages.report import figures
 from flowopd.stages.report.contents import Run, read_run
 from flowopd.stages.report.findings import best, changes, facts, moved, rivals
@@ -47,6 +47,7 @@ def render(run: Run) -> str:
         changes=gains,
         moved=moved(gains.get(STUDENT, {})),
         owners=results.settings.get("owners", {}),
+        few=FEW,
         no_gap=results.settings.get("no_gap", {}),
         costs=costs(run.rows),
         facts=facts(run),

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 
-from flowopd.results import AVERAGE
+from flowopd.results import AVERAGE, line
 from flowopd.stages.study.effort import best, first_as_good
 from flowopd.stages.study.records import Line, Reached, Spot, Study, Verdict, label, share
-from flowopd.stages.summary import cell, line
 from flowopd.suite import Table, parted
 
 
@@ -105,7 +104,7 @@ def _table(study: Study, table: Table) -> list[str]:
 
 
 def _cells(found: Line, columns: Iterable[str]) -> list[str]:
-    return [cell(found.metrics.get(column)) for column in columns]
+    return [str(found.metrics.get(column, "")) for column in columns]
 
 
 def _seeds(found: Line) -> str:

@@ -29,7 +29,7 @@ function tables(found) {
   const best = Object.fromEntries(found.metrics.map((metric) => [metric, Math.max(...Object.values(found.models).map((row) => row[metric]?.[0] ?? -Infinity))]));
   const closed = Object.entries(found.gap_closed);
   return [
-    note("Change of the mean from the base: green is better, orange is worse, deeper is more within its column. Grey and without a tint: the interval overlaps the base's."),
+    note("Change of the mean from the base: green is better, orange is worse, deeper is more within its column. Grey and without a tint: the interval overlaps the base's, or there are too few prompts."),
     Object.keys(found.changes).length
       ? wide(h("table", { class: "cells" }, head("model", found.metrics), h("tbody", null, Object.entries(found.changes).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), found.metrics.map((metric) => change(row[metric])))))))
       : missing("The results have no base to compare with, or nothing besides it."),
