@@ -15,6 +15,7 @@ from flowopd.prompts import Prompt, write_prompts
 from flowopd.recipe import Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Router, Session
+from flowopd.stages.beforehand import check
 from flowopd.stages.export import export
 from flowopd.stages.sample import draw_to
 from flowopd.step import Estimator
@@ -66,9 +67,10 @@ class Distiller:
         """Every stage that trains; returns the student's folder, OUT/student: a LoRA of the base.
 
         `on_update(update, metrics)` hears of each update of each stage; returning True ends that stage after it, with
-        what it has learnt. Raises ConfigError if `out` holds another run, and as the stages do.
+        what it has learnt. Raises ConfigError if `out` holds another run, and as `check` and the stages do.
         """
         self._session.own = replace(self._own, on_update=on_update)
+        check(self._session)
         train(self._session)
         return self.out / "student"
 

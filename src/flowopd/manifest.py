@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from flowopd.errors import ConfigError, DataError
+from flowopd.owner import LOCK, OWNER
 
 MANIFEST = "manifest.json"
 
 GROWING = (MANIFEST, "metrics.jsonl")
 """What a run writes at its start and with every update."""
+
+BEGUN = (MANIFEST, LOCK, OWNER, "cache")
+"""What a run's folder holds before its first update."""
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
 def newest_run(place: Path) -> Path:
     """The run that was last worked on, of those that lie in a folder, or as a suite's ROW/seed-N in one of its folders.
 
-    Raises ConfigError if there is none.
+    One that has made nothing so far counts only where no other has made anything. Raises ConfigError if there is none.
     """
     runs = [file.parent for pattern in ("*", "*/*/seed-*") for file in place.glob(f"{pattern}/{MANIFEST}")]
     if not runs:
@@ -43,5 +47,7 @@ def newest_run(place: Path) -> Path:
     return max(runs, key=_last_worked_on)
 
 
-def _last_worked_on(run: Path) -> float:
-    return max((run / name).stat().st_mtime for name in GROWING if (run / name).exists())
+def _last_worked_on(run: Path) -> tuple[bool, float]:
+    """Whether a run has made anything, and when it last wrote."""
+    made = any(path.name not in BEGUN for path in run.iterdir())
+    return made, max((run / name).stat().st_mtime for name in GROWING if (run / name).exists())

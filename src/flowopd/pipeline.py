@@ -33,7 +33,7 @@ from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
-from flowopd.tracking import warn
+from flowopd.tracking import say, warn
 
 LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -42,12 +42,16 @@ def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | No
     """Every stage that the recipe has, into the folder `out`; returns the results if it evaluates.
 
     Run again, it goes on where it stopped. Raises ConfigError if `out` holds a run of another recipe, another process
-    writes into it, or the recipe has no stage.
+    writes into it, or the recipe has no stage; what `check` refuses leaves no folder behind.
     """
     if not stages(recipe) and recipe.evaluate is None:
         raise ConfigError("the recipe has nothing to do; add distill, coldstart, grpo_mix or evaluate")
-    session = open_run(recipe, out, own)
+    session = _opened(recipe, out, own)
+    check(session)
+    _claim(session)
     with held(session.out):
+        planned = ", ".join(f"{stage} ({fate})" for stage, fate in foreseen(recipe, out))
+        say(f"{session.out}: {planned}")
         train(session)
         results = None if recipe.evaluate is None else judge(session, evaluated(session))
         only_main(lambda: _write_manifest(session))
@@ -73,11 +77,7 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 def train(session: Session) -> None:
-    """Check a run, then every stage of its recipe that trains; what is done is skipped.
-
-    Raises as `check` and the stages do.
-    """
-    check(session)
+    """Every stage of a checked run that trains; what is done is skipped. Raises as the stages do."""
     refuse_changes(session)
     missing = [stage for stage in stages(session.recipe) if _missing(session.out / stage.folder)]
     busy = threads()
@@ -132,21 +132,26 @@ def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session
 
     Raises ConfigError if the folder holds something else, or a run of another recipe, and says what differs.
     """
-    out = Path(out)
-    session = Session(recipe, out, own)
+    session = _opened(recipe, out, own)
+    _claim(session)
+    return session
+
+
+def _opened(recipe: Recipe, out: str | Path, own: Own | None) -> Session:
+    """The session of a run folder, which is still as it was. Raises as `open_run` does."""
+    session = Session(recipe, Path(out), own)
     session.open()
-    with one_by_one():
-        _claim(session)
+    refuse_other(session.out, recipe)
     return session
 
 
 def _claim(session: Session) -> None:
-    """Refuse a folder that is not this run's, and write the manifest into one that is free."""
-    out = session.out
-    refuse_other(out, session.recipe)
-    make_folder(out)
-    if is_main() and not _trained(out):
-        _write_manifest(session)
+    """Refuse a folder that has become another run's, and write the manifest into one that is free."""
+    with one_by_one():
+        refuse_other(session.out, session.recipe)
+        make_folder(session.out)
+        if is_main() and not _trained(session.out):
+            _write_manifest(session)
 
 
 def refuse_other(out: Path, recipe: Recipe) -> None:

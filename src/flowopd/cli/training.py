@@ -220,10 +220,13 @@ def _run_one(one: Run) -> None:
     from flowopd.pipeline import run as run_stages
 
     results = run_stages(one.recipe, one.folder)
-    if results is not None:
-        show_results(results)
-    made = one.folder if results is None else one.folder / "report.html"
-    finish(made, f"flowopd sample --out {one.folder} --prompt 'a red sign that says \"K7\"'")
+    draws = f"flowopd sample --out {one.folder} --prompt 'a red sign that says \"K7\"'"
+    if results is None:
+        finish(one.folder, draws)
+        return
+    show_results(results)
+    page = one.folder / "report.html"
+    finish(page, f"open {page} in a browser, or draw: {draws}")
 
 
 def _cold_start(recipe: Recipe, out: Path, dry_run: bool) -> None:

@@ -18,13 +18,19 @@ from flowopd.errors import DataError
 from flowopd.lock import held
 from flowopd.processes import everywhere, is_main
 from flowopd.tracking.boards import Board, Place, open_boards
-from flowopd.tracking.screen import console, open_screen
+from flowopd.tracking.screen import console, open_screen, shows
 
 OnUpdate = Callable[[int, Mapping[str, float]], object]
 """(update, its metrics) -> True to end the stage after it, anything else to go on; each process calls its own."""
 
 BY_STEP = re.compile(r"(.*)/(\d+)$")
 """The name of a metric of one step of a rollout."""
+
+
+def say(line: str) -> None:
+    """One line on standard error, unless nothing is to be shown; of several processes the main one speaks."""
+    if shows():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(line: str) -> None:
