@@ -162,16 +162,35 @@ def _written(fault: Fault, keys: Sequence[str]) -> str:
 
 
 def _meant_key(place: Place, kind: type[BaseModel], values: Mapping[str, Any]) -> str:
-    """What was meant by a key that there is not: the same one in a part of this part, or one that is written alike."""
+    """What was meant by a key that there is not: the same one deeper in this part, or one that is written alike."""
     *above, key = place
     known = _keys(_nodes(kind, above, values))
     if key in known:
         return "; it does not go with the other keys there"
-    below = [[*above, part, key] for part in known if key in _keys(_nodes(kind, [*above, part], values))]
-    near = [".".join(map(str, each)) for each in below] or get_close_matches(str(key), known, n=1)
+    near = _deeper(place, kind, values) or get_close_matches(str(key), known, n=1)
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; the keys there are {', '.join(known)}" if known else ""
+
+
+def _deeper(place: Place, kind: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """Where a key stands one part below its place, or else two: in parts that the values hold, if it is in any."""
+    *above, key = place
+    parts: list[Place] = [(*above,)]
+    for _ in range(2):
+        parts = [(*part, name) for part in parts for name in _keys(_nodes(kind, part, values))]
+        found = [part for part in parts if key in _keys(_nodes(kind, part, values))]
+        if found:
+            held = [part for part in found if _value(values, part[: len(place)]) is not None]
+            return [".".join(map(str, (*part, key))) for part in held or found]
+    return []
+
+
+def _value(values: object, place: Place) -> object:
+    """What stands at a place; None where there is no such place."""
+    for part in place:
+        values = values[part] if _holds(values, part) else None  # type: ignore[index]
+    return values
 
 
 @cache

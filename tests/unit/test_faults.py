@@ -22,6 +22,7 @@ CHANGES = {
     "distill.guidance=4": "unknown key 'distill.guidance'; did you mean 'distill.anchor.guidance' or "
     "'distill.sampling.guidance'?",
     "distill.sampler=sde": "unknown key 'distill.sampler'; did you mean 'distill.sampling.sampler'?",
+    "coldstart={kind: sft, updates: 3}": "unknown key 'coldstart.updates'; did you mean 'coldstart.optim.updates'?",
     "distill.adapter.zzz=1": "unknown key 'distill.adapter.zzz'; the keys there are alpha, rank, targets",
     "prompts.sft.trian=f": "unknown key 'prompts.sft.trian'; did you mean 'train'?",
     "teachers.merge=5": "teachers.merge must be a mapping of keys, got '5'; its keys are adapter, ",
@@ -76,6 +77,11 @@ def test_without_the_values_the_place_is_pydantics_own():
         Small.model_validate({"size": []})
     assert Fault.first(refused.value).where == "size.int"
     assert Fault.first(refused.value, {"size": []}).told() == "size must be a whole number or a text"
+
+
+def test_a_key_of_a_part_of_a_part_is_sought_in_the_parts_that_there_are():
+    with pytest.raises(ConfigError, match=r"unknown key 'updates'; did you mean 'distill\.optim\.updates'\?$"):
+        make_recipe(TREE, ["updates=3"])
 
 
 def test_what_is_told_names_keys_of_the_recipe_alone():
