@@ -120,7 +120,7 @@ def test_what_flags_do_not_say_is_asked(flowopd, world, tmp_path, monkeypatch):
         "Guidance": "1",
     }  # fmt: skip
 
-    def prompt(question, default=None, value_proc=str, err=False):
+    def prompt(question, default=None, value_proc=str, err=False, show_default=True):
         assert err, "questions go to standard error"
         asked.append(question)
         return value_proc(next(answer for start, answer in answers.items() if question.startswith(start)))
@@ -160,6 +160,13 @@ def test_an_answer_that_cannot_be_is_asked_for_again_at_once(flowopd, world, tmp
     ]
     assert places == sorted(places)
     assert load_recipe(tmp_path / "mine.yaml").distill.sampling.guidance == 4.5
+
+
+def test_a_missing_file_of_prompts_in_a_folder_is_no_hub_id(flowopd, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--teacher", f"a={world.experts / 'quality'}", "--prompts", "a=prompts/sign.txt", "--gpu", "cpu")
+    made = flowopd("init", "--base", world.base, *given, "--to", "mine.yaml")
+    assert made.code == 0 and "note: prompts/sign.txt is not here" in made.err
 
 
 def test_whoever_stops_the_questions_is_told_that_nothing_was_written(flowopd, tmp_path, monkeypatch):

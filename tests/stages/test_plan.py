@@ -20,7 +20,7 @@ from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.learners import window_starts
 from flowopd.stages.mix import train_mix
-from flowopd.stages.plan import plan
+from flowopd.stages.plan import plan, usual_hardware
 from flowopd.stages.teacher import train_teacher
 from flowopd.stages.workload import workload, workloads
 from flowopd.types import Condition
@@ -298,3 +298,17 @@ def test_shipped_recipes_fit_the_cards_they_are_for(tmp_path, name, gpu):
 def test_every_shipped_recipe_of_a_public_model_is_planned():
     shipped = {path.stem for path in recipe_path("sd35-medium.yaml").parent.glob("sd35-*.yaml")}
     assert shipped == set(CARDS)
+
+
+@pytest.mark.parametrize(
+    ("here", "base", "planned"),
+    [
+        ("cpu", "package:mini/base", "cpu"),
+        ("cpu", "stabilityai/stable-diffusion-3.5-medium", "a100-80gb"),
+        ("rtx4090", "package:mini/base", "rtx4090"),
+        ("rtx4090", "stabilityai/stable-diffusion-3.5-medium", "rtx4090"),
+    ],
+)
+def test_a_plan_is_for_what_is_here_or_what_a_base_is_trained_on(monkeypatch, here, base, planned):
+    monkeypatch.setattr("flowopd.stages.plan.hardware_here", lambda: here)
+    assert usual_hardware(base) == planned

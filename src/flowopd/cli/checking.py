@@ -27,13 +27,14 @@ from flowopd.errors import ConfigError
 def plan(
     recipe: RecipeName,
     gpu: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The GPU it is planned for, or cpu for this machine.",
+            show_default="the one here; else cpu for a base that ships, a100-80gb for others",
             rich_help_panel=HARDWARE,
             autocompletion=completed_hardware,
         ),
-    ] = "a100-80gb",
+    ] = None,
     flops: Annotated[
         float | None,
         typer.Option(
@@ -59,7 +60,7 @@ def plan(
     if is_suite(file):
         raise ConfigError(f"{file} is a suite; plan one of its recipes: {', '.join(recipes_of(file))}")
     session = Session(load_recipe(file, sets or []), Path("runs/plan"))
-    planned = stage.plan(session, gpu, flops, processes)
+    planned = stage.plan(session, gpu or stage.usual_hardware(session.recipe.base), flops, processes)
     typer.echo(json.dumps(asdict(planned)) if as_json else stage.described(planned))
     hint(f"flowopd doctor {recipe}, then flowopd run {recipe} --out {run_of(recipe, None)}")
 

@@ -72,8 +72,10 @@ def init(
 
     named, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
     _check_given((base, stage.check_base), (gpu, gpu_named))
-    _check_given(*((source, _note_missing) for source in (*named.values(), *files.values())))
-    base = base or _asked("Base model: folder, hub id, or " + ", ".join(stage.BASES), "sd35-medium", stage.check_base)
+    _check_given(*((source, _note_missing) for source in named.values()))
+    _check_given(*((file, _note_missing_file) for file in files.values()))
+    bases = "folder, hub id, a package: name of the shipped recipes, or " + ", ".join(stage.BASES)
+    base = base or _asked(f"Base model: {bases}", "sd35-medium", stage.check_base)
     named = named or _asked_teachers()
     files = files or _asked_files(named)
     gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), stage.hardware_here(), gpu_named)
@@ -156,7 +158,7 @@ def _asked(question: str, default: str | None, check: Callable[[str], object] = 
         return answer
 
     try:
-        return str(typer.prompt(question, default=default, value_proc=checked, err=True))
+        return str(typer.prompt(question, default=default, value_proc=checked, err=True, show_default=bool(default)))
     except Interrupted as stop:
         raise Interrupted(stop.number, "stopped", then="nothing was written") from None
 
@@ -186,7 +188,20 @@ def _note_missing(source: str) -> None:
 
     check_shipped(source)
     if not is_there(source):
-        typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
+        _note(source)
+
+
+def _note(source: str) -> None:
+    typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
+
+
+def _note_missing_file(file: str) -> None:
+    """As `_note_missing`, for prompts, which the hub has as a data set alone."""
+    from flowopd.stages.draft import check_shipped, is_file_there
+
+    check_shipped(file)
+    if not is_file_there(file):
+        _note(file)
 
 
 def _check_expert(name: str) -> None:
@@ -208,9 +223,10 @@ def _asked_teachers() -> dict[str, str]:
         name = _asked(question, "" if named else None, _check_expert)
         if not name.strip():
             return named
-        named[name.strip()] = _asked(f"Adapter of {name.strip()}: folder, file or hub id", None, _note_missing)
+        where = "folder, file, hub id, or a package: name of the shipped recipes"
+        named[name.strip()] = _asked(f"Adapter of {name.strip()}: {where}", None, _note_missing)
 
 
 def _asked_files(names: Iterable[str]) -> dict[str, str]:
     """The prompt file of each expert."""
-    return {name: _asked(f"File of training prompts for {name}", None, _note_missing) for name in names}
+    return {name: _asked(f"File of training prompts for {name}", None, _note_missing_file) for name in names}

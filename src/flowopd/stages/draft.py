@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
@@ -67,15 +66,6 @@ def hardware_names() -> list[str]:
     return [*GPUS, CPU]
 
 
-def hardware_here() -> str:
-    """This machine's hardware by those names: the GPU nearest in memory, of several the one so named; or the CPU."""
-    if not torch.cuda.is_available():
-        return CPU
-    name = re.sub(r"\W", "", torch.cuda.get_device_name()).lower()
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    return min(GPUS, key=lambda gpu: (abs(GPUS[gpu].memory - memory), gpu.split("-")[0] not in name))
-
-
 def check_base(name: str) -> None:
     """Raises ConfigError for a base that is no short name, nothing here, and cannot be on the hub."""
     if name not in BASES and not is_there(name):
@@ -88,8 +78,13 @@ def usual_guidance(base: str) -> float:
 
 
 def is_there(source: str) -> bool:
-    """Whether a source lies here or in the package, or may lie elsewhere: on the hub, or in a data set."""
-    return source.startswith(DATASET) or not is_local(source) or located(source).exists()
+    """Whether a source lies here or in the package, or may lie on the hub."""
+    return not is_local(source) or located(source).exists()
+
+
+def is_file_there(file: str) -> bool:
+    """Whether a file of prompts lies here or in the package, or is a data set, which lies elsewhere."""
+    return file.startswith(DATASET) or located(file).exists()
 
 
 def check_shipped(source: str) -> None:

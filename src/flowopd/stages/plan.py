@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -12,7 +13,7 @@ from flowopd.adapters import Adapters
 from flowopd.configs import DistillConfig, MixConfig
 from flowopd.errors import ConfigError
 from flowopd.gpus import CPU, GPUS, Gpu, gpu_named
-from flowopd.hub import located
+from flowopd.hub import PACKAGE, located
 from flowopd.lora_file import read_lora
 from flowopd.models.footprint import Footprint, footprint
 from flowopd.objectives.weighting import step_weights
@@ -31,6 +32,9 @@ MOMENTS = 2
 LIBRARIES = int(0.5 * GIB)
 """What torch and its libraries take before any model, in a process on a CPU or as a context on a GPU."""
 
+
+PUBLISHED = "a100-80gb"
+"""The GPU that a plan is for where there is none here."""
 
 UTILISATION = 0.4
 """Share of a GPU's peak that training transformers usually reaches."""
@@ -52,7 +56,7 @@ class Plan:
     warnings: list[str]
 
 
-def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, processes: int = 1) -> Plan:
+def plan(session: Session, gpu: str = PUBLISHED, flops: float | None = None, processes: int = 1) -> Plan:
     """The plan of the recipe's `distill`, or else its `grpo_mix`, for GPUs of GPUS, one a process, or machines of so
     many floating-point operations a second. Memory is that of one process.
 
@@ -83,7 +87,8 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
         )
     warnings += _traps(session, work)
     rows = {role: round(count * processes) for role, count in work.rows.items()}
-    named = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of the rate of {gpu}"
+    peak = "the measured rate of this machine's processors" if gpu == CPU else f"the peak of {gpu}"
+    named = f"{flops:g} operations a second" if flops else f"{UTILISATION:.0%} of {peak}"
     return Plan(
         work.stage,
         f"{processes} x {named}",
@@ -96,6 +101,21 @@ def plan(session: Session, gpu: str = "a100-80gb", flops: float | None = None, p
         work.optim.updates,
         warnings,
     )
+
+
+def hardware_here() -> str:
+    """This machine's hardware by those names: the GPU nearest in memory, of several the one so named; or the CPU."""
+    if not torch.cuda.is_available():
+        return CPU
+    name = re.sub(r"\W", "", torch.cuda.get_device_name()).lower()
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    return min(GPUS, key=lambda gpu: (abs(GPUS[gpu].memory - memory), gpu.split("-")[0] not in name))
+
+
+def usual_hardware(base: str) -> str:
+    """What a base is trained on where nobody says otherwise: the GPU here, or else a CPU for one that ships."""
+    here = hardware_here()
+    return here if here != CPU or base.startswith(PACKAGE) else PUBLISHED
 
 
 def _this_cpu() -> Gpu:
@@ -213,12 +233,16 @@ def _part(name: str) -> str:
     return "most at once" if name == "total" else name
 
 
+def _memory_said(gib: float) -> str:
+    return f"{gib:8.2f} GiB" if gib >= 1 else f"{1024 * gib:8.1f} MiB"
+
+
 def described(plan: Plan) -> str:
     """The plan in lines for people."""
     lines = [
         f"stage                 {plan.stage}",
         f"trained parameters    {plan.trainable_parameters:,} of {plan.base_parameters:,}",
-        *(f"memory, {_part(name):<13} {value:8.2f} GiB" for name, value in plan.memory_gib.items()),
+        *(f"memory, {_part(name):<13} {_memory_said(value)}" for name, value in plan.memory_gib.items()),
         *(f"rows, {name:<15} {value:8,} an update" for name, value in plan.forwards_per_update.items()),
         f"work                  {plan.flops_per_update / 1e12:8.1f} TFLOP an update",
         f"time                  {plan.seconds_per_update:8.3g} s an update, by {plan.machine}",
