@@ -68,6 +68,8 @@ def _handled(handler: Callable[[int, Any], object]) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """A line on standard error, past Python's buffers, which a handler may have interrupted."""
+    """A line on standard error, past Python's buffers, which a handler may have interrupted; on a terminal, where a bar
+    may be drawn, below it."""
+    below = "\n" if os.isatty(2) else ""
     if is_first():
-        os.write(2, f"{line}\n".encode())
+        os.write(2, f"{below}{line}\n".encode())

@@ -39,6 +39,13 @@ def test_in_a_loop_a_signal_is_only_heard(number, capfd):
     assert "stopping after this update" in capfd.readouterr().err
 
 
+def test_on_a_terminal_it_is_said_below_the_bar(capfd, monkeypatch):
+    monkeypatch.setattr("os.isatty", lambda _: True)
+    with listening():
+        send(signal.SIGINT)
+    assert capfd.readouterr().err.startswith("\nstopping")
+
+
 @pytest.mark.parametrize("first", NUMBERS)
 def test_a_second_sigint_ends_at_once(first):
     with pytest.raises(Interrupted) as end, listening():
