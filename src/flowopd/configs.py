@@ -132,7 +132,7 @@ class SftConfig(Strict):
     """Cold start by flow matching on images sampled from each expert on its own prompts (the student learns these)."""
 
     kind: Literal["sft"] = Field("sft", description="fine-tuning on the experts' images")
-    images: int = Field(512, ge=1, description="images in all, shared evenly by the experts")
+    images: int = Field(512, ge=1, description="images in all, as many of each label, drawn by its expert; rounded up")
     batch: int = Field(32, ge=1, description="images of every update")
     micro_batch: Annotated[int, HARMLESS] = Field(32, ge=1, description=AT_A_TIME)
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the experts draw")

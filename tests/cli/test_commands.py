@@ -168,6 +168,12 @@ def test_other_prompts_and_seeds_may_be_drawn_into_the_same_folder(flowopd, done
     assert again.code == 2 and "another --seed" in again.err
 
 
+def test_pictures_lie_in_the_run_that_drew_them(flowopd, done, tmp_path):
+    run = shutil.copytree(done, tmp_path / "run")
+    made = flowopd("sample", "--out", run, "-p", "a ring")
+    assert made.code == 0 and made.out.split() == [str(run / "pictures" / "a-ring-0-student.png")]
+
+
 def test_sample_draws_a_picture_of_each_prompt_of_a_file(flowopd, done, tmp_path):
     file, to = tmp_path / "mine.txt", tmp_path / "to"
     file.write_text("a ring\na red ring\n")
@@ -366,8 +372,37 @@ def test_several_processes_have_to_be_told_which_run(flowopd, elsewhere, monkeyp
     assert refused.code == 2 and refused.err == "error: which run? several processes need its folder: --out FOLDER\n"
 
 
+def test_a_run_that_has_made_nothing_is_not_the_last_one(elsewhere):
+    begun = elsewhere / "runs" / "begun"
+    begun.mkdir()
+    for file in ("manifest.json", ".lock"):
+        (begun / file).write_text("")
+    assert newest_run(Path("runs")) == Path("runs/third")
+    shutil.rmtree(elsewhere / "runs")
+    begun.mkdir(parents=True)
+    (begun / "manifest.json").write_text("")
+    assert newest_run(Path("runs")) == Path("runs/begun")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(flowopd, world, tmp_path):
+    tree = world.whole()
+    tree["evaluate"]["metrics"]["quality"]["reward"] = "mini_qualty"
+    (tmp_path / "mine.yaml").write_text(json.dumps(tree))
+    refused = flowopd("run", tmp_path / "mine.yaml", "--out", tmp_path / "out")
+    assert refused.code == 2 and "mini_qualty" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_says_what_it_will_do_and_what_was_done(flowopd, world, tmp_path):
+    (tmp_path / "mine.yaml").write_text(json.dumps(world.tree(coldstart={"kind": "merge"})))
+    for fate in ("to do", "done, skipped"):
+        shown = flowopd("run", tmp_path / "mine.yaml", "--out", tmp_path / "out")
+        assert shown.code == 0 and f"{tmp_path / 'out'}: coldstart ({fate})\n" in shown.err
+
+
 def test_a_run_of_a_suite_may_be_the_last_one(elsewhere):
     run = elsewhere / "runs" / "all" / "student" / "seed-0"
     run.mkdir(parents=True)
-    (run / "manifest.json").write_text("")
+    for file in ("manifest.json", "metrics.jsonl"):
+        (run / file).write_text("")
     assert newest_run(Path("runs")) == Path("runs/all/student/seed-0")

@@ -194,11 +194,11 @@ MISTAKES = {
     ),
     "code that a recipe does not trust": (
         "run {recipe} --set evaluate.metrics.quality.reward=os:abort --out {out}",
-        ["os:abort is code", "--set trust=[os:abort]"],
+        ["os:abort is code", "--set 'trust=[os:abort]'"],
     ),
     "code that is not there": (
         "run {recipe} --set evaluate.metrics.quality.reward=no.where:X --set trust=[no.where:X] --out {out}",
-        ["no.where", "cannot be imported", "PYTHONPATH"],
+        ["no.where", "cannot be imported", "PYTHONPATH=FOLDER flowopd"],
     ),
     "sample before there is a student": (
         "sample --config {recipe} --out {out} -p x --to {here}/to",

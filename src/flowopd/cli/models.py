@@ -135,7 +135,12 @@ def sample(
     sets: Sets = None,
     out: LastRun = None,
     seed: Seed = None,
-    to: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=OUTPUT)] = Path("pictures"),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the pictures.", show_default="OUT/pictures, or OUT/LAYOUT", rich_help_panel=OUTPUT
+        ),
+    ] = None,
 ) -> None:
     """Draw pictures with any model of a run: of prompts, or of a whole file for another benchmark.
 
@@ -150,6 +155,7 @@ def sample(
             "what to draw? give --prompt TEXT, or --prompts-file FILE, maybe with --layout compbench or geneval"
         )
     session = existing_session(config, sets or [], run_meant(out, config))
+    to = to or session.out / (layout or "pictures")
     from flowopd.hub import located
     from flowopd.prompts import read_prompts
     from flowopd.stages import layouts

@@ -64,7 +64,7 @@ class OwnEntry:
         try:
             found = import_module(module)
         except ImportError as error:
-            mend = "install it, or put its folder on PYTHONPATH"
+            mend = "install it, or name its folder: PYTHONPATH=FOLDER flowopd ..."
             raise ConfigError(f"reward {name}: module {module!r} cannot be imported ({error}); {mend}") from None
         if not callable(getattr(found, attribute, None)):
             near = get_close_matches(attribute, dir(found), n=1)
