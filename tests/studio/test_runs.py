@@ -132,7 +132,14 @@ def test_keys_are_those_of_all_runs(studio, run):
     (other / "metrics.jsonl").write_text('{"stage": "teacher:ocr", "step": 0, "seconds": 1.0, "reward": 1.0}\n')
     ids = ",".join(row["id"] for row in studio.get("/api/runs").json()["runs"])
     keys = studio.get("/api/keys", params={"runs": ids}).json()
-    assert keys["teacher:ocr"] == ["reward"] and keys["distill"][:2] == ["gap", "gap/composition/0"]
+    assert keys["teacher:ocr"] == ["reward"] and keys["distill"][:3] == ["gap", "grad_norm", "gap/composition"]
+
+
+def test_keys_are_sorted_by_name_and_step_behind_the_plain_ones(studio, run):
+    keys = ["loss", "gap/b/10", "gap/b/3", "gap/b", "gap", "gap/a2/0", "gap/a10/0", "skipped"]
+    (run / "metrics.jsonl").write_text(json.dumps({"stage": "distill", "step": 0, **dict.fromkeys(keys, 1.0)}) + "\n")
+    found = studio.get("/api/keys", params={"runs": the_run(studio)["id"]}).json()["distill"]
+    assert found == ["loss", "gap", "skipped", "gap/a2/0", "gap/a10/0", "gap/b", "gap/b/3", "gap/b/10"]
 
 
 def test_a_quantity_that_is_not_there_has_no_curve(studio):

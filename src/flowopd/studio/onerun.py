@@ -52,13 +52,16 @@ class Gaps:
 
 
 def keys(tails: Mapping[str, Tail]) -> dict[str, list[str]]:
-    """{stage: keys} of all that was read of some runs, in order of appearance; without the clock."""
+    """{stage: keys} of all that was read of some runs, without the clock.
+
+    Plain ones come first, in order of appearance, then those with a `/`, by name and number.
+    """
     found: dict[str, dict[str, None]] = {}
     for tail in tails.values():
         with tail.lock:
             for stage, columns in tail.stages.items():
                 found.setdefault(stage, {}).update(dict.fromkeys(columns.keys))
-    return {stage: [key for key in names if key != "seconds"] for stage, names in found.items()}
+    return {stage: sorted((key for key in names if key != "seconds"), key=_place) for stage, names in found.items()}
 
 
 def curves(tails: Mapping[str, Tail], stage: str, key: str) -> dict[str, Thin]:
@@ -124,6 +127,12 @@ def interference(run: Path) -> dict[str, Any] | None:
             for module, one in modules.items()
         ],
     }
+
+
+def _place(key: str) -> tuple[int | str, ...]:
+    """What keys are sorted by: nothing for a plain one, else its words and numbers in turn."""
+    parts = re.split(r"(\d+)", key) if "/" in key else []
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _thin(curve: Curve, points: int) -> Thin:
