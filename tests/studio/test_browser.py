@@ -168,6 +168,22 @@ def test_curves_are_read_by_keyboard_and_by_pointer(watch, address):
     page.locator("figure .line").nth(1).wait_for()
 
 
+@pytest.mark.parametrize(
+    ("ends", "ticks"),
+    [
+        ((0.08, 0.15), [0.08, 0.1, 0.12, 0.14]),
+        ((0.3, 0.9), [0.4, 0.6, 0.8]),
+        ((0.07, 0.3), [0.1, 0.15, 0.2, 0.25, 0.3]),
+        ((0.03, 0.4), [0.05, 0.1, 0.2]),
+        ((0.003, 4), [0.01, 0.1, 1]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks_over_any_range(watch, address, ends, ticks):
+    page = go(watch(address), address, "Curves")
+    found = page.evaluate("async (ends) => (await import('/js/chart.js')).powers(...ends)", ends)
+    assert found == pytest.approx(ticks)
+
+
 def test_a_running_run_is_followed(watch, address, runs):
     page = go(watch(address), address, "Runs")
     cell = page.locator("tbody tr", has_text="run-01").locator("td").nth(3)

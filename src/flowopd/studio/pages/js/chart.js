@@ -14,12 +14,14 @@ export function ticks(low, high, count) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-function powers(low, high) {
+/** Round numbers within [low, high] for a logarithmic axis; of a short range, evenly spaced ones. */
+export function powers(low, high) {
   const all = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     all.push(...[1, 2, 5].map((factor) => factor * 10 ** power));
   }
   const within = all.filter((one) => one >= low && one <= high);
+  if (within.length < 3) return ticks(low, high, 5);
   return within.length > 6 ? within.filter((one) => Number.isInteger(Math.round(1e6 * Math.log10(one)) / 1e6)) : within;
 }
 
