@@ -243,6 +243,7 @@ def bytes_of(page, pictures, name):
 
 def test_a_blind_comparison_by_keyboard_is_counted(watch, address, runs):
     page = go(watch(address), address, "Playground")
+    page.get_by_text("in 2 steps and with every adapter at strength 1").wait_for()
     page.get_by_role("button", name="Show a pair").click()
     page.locator(".duel img").nth(1).wait_for()
     shown = page.locator(".duel").inner_text()

@@ -16,7 +16,10 @@ FILE = "preferences.jsonl"
 
 
 class Preference(BaseModel):
-    """One choice between two pictures of one prompt and seed; `chosen` is one of `models`, or None for a tie."""
+    """One choice between two pictures of one prompt and seed; `chosen` is one of `models`, or None for a tie.
+
+    The pictures have `steps` steps, and adapters of strength 1.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -88,7 +88,7 @@ export function duel(run, found, prompts, say) {
   const area = h("section", { "aria-label": "Blind comparison", onkeydown: (event) => {
     if (trial && event.key in KEYS && event.target.tagName !== "INPUT") pick(trial, KEYS[event.key]);
   } },
-  note("Two pictures of one prompt and seed, in an order that nobody knows. Pick the better one; only then the makers are told."),
+  note(`Two pictures of one prompt and seed, in an order that nobody knows. Pick the better one; only then the makers are told. They are drawn as the evaluation draws, in ${found.steps} steps and with every adapter at strength 1, wherever the sliders above stand.`),
   h("div", { class: "tools" }, choice("One", names, asked.first, (value) => { asked.first = value; }), choice("against", names, asked.second, (value) => { asked.second = value; }), h("label", { class: "grow" }, "Prompt", own), next),
   stage, counted);
   get(`runs/${run}/preferences`).then((found_) => put(counted, tally(found_)), (error) => say(error.message, true));
