@@ -134,6 +134,17 @@ def test_every_page_opens_in_light_dark_and_on_a_phone(watch, address, look):
         keep(page, name, look)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"), [("Runs", "gap closed"), ("Forgetting", "share"), ("Forgetting", "average")]
+)
+def test_a_phone_shows_the_column_that_counts_without_scrolling(watch, address, name, column):
+    page = go(watch(address, "phone"), address, name)
+    head = page.get_by_role("columnheader", name=column)
+    head.first.wait_for()
+    boxes = [one.bounding_box() for one in head.all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+
+
 def test_runs_are_compared_sorted_and_chosen(watch, address):
     page = go(watch(address), address, "Runs")
     names = page.locator("tbody th a")
@@ -186,7 +197,7 @@ def test_a_logarithmic_axis_has_ticks_over_any_range(watch, address, ends, ticks
 
 def test_a_running_run_is_followed(watch, address, runs):
     page = go(watch(address), address, "Runs")
-    cell = page.locator("tbody tr", has_text="run-01").locator("td").nth(3)
+    cell = page.locator("tbody tr", has_text="run-01").locator("td", has_text="of 40")
     cell.wait_for()
     assert cell.inner_text().startswith("40")
     with (runs / "run-01" / "metrics.jsonl").open("a") as file:

@@ -23,6 +23,9 @@ export function title(model) {
   return model.replaceAll("_", " ");
 }
 
+/** Names of metrics, that of their average first. */
+export const averageFirst = (metrics) => [...metrics].sort((a, b) => (b === "average") - (a === "average"));
+
 const UNITS = [["d", "h", 86400, 3600], ["h", "min", 3600, 60], ["min", "s", 60, 1]];
 
 /** Two units of a time: 4 min 53 s. */

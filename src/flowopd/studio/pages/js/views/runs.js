@@ -1,7 +1,7 @@
 // The runs side by side.
 
 import { h, keepingFocus, missing, note, put, wide } from "../dom.js";
-import { ago, colour, compact, duration, number, percent } from "../format.js";
+import { ago, averageFirst, colour, compact, duration, number, percent } from "../format.js";
 import { choose, place, state } from "../state.js";
 
 export const title = "Runs";
@@ -16,12 +16,12 @@ const score = (metric) => ({
 
 const LEFT = [
   { key: "state", label: "state", name: true, value: (run) => run.state, cell: (run) => h("span", { class: `state ${run.state}` }, run.state) },
+  { key: "closed", label: "gap closed", value: closed, cell: (run) => percent(closed(run)) },
+];
+const RIGHT = [
   { key: "stage", label: "stage", name: true, value: (run) => run.stage ?? "", cell: (run) => run.stage ?? "–" },
   { key: "updates", label: "updates", value: (run) => run.updates, cell: (run) => (run.updates === null ? "–" : [run.updates.toLocaleString("en"), run.planned ? h("small", null, `of ${run.planned.toLocaleString("en")}`) : null]) },
   { key: "gap", label: "gap", value: (run) => run.gap, cell: (run) => compact(run.gap) },
-];
-const RIGHT = [
-  { key: "closed", label: "gap closed", value: closed, cell: (run) => percent(closed(run)) },
   { key: "seconds", label: "time", value: (run) => run.seconds, cell: (run) => duration(run.seconds) },
   { key: "changed", label: "last written", value: (run) => run.changed, cell: (run) => ago(run.changed) },
 ];
@@ -29,11 +29,7 @@ const NAME = { key: "name", label: "run", name: true, value: (run) => run.name }
 
 let order = { key: "changed", down: true };
 
-/** The metrics of all runs, the average first. */
-function metrics() {
-  const names = new Set(state.runs.flatMap((run) => Object.keys(run.scores)));
-  return ["average", ...names].filter((name, i, all) => names.has(name) && all.indexOf(name) === i);
-}
+const metrics = () => averageFirst([...new Set(state.runs.flatMap((run) => Object.keys(run.scores)))]);
 
 function sorted(columns) {
   const { value } = columns.find((column) => column.key === order.key) ?? NAME;

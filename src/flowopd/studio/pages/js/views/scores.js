@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { h, missing, note, put, wide } from "../dom.js";
-import { number, percent, signed, title as named } from "../format.js";
+import { averageFirst, number, percent, signed, title as named } from "../format.js";
 import { state } from "../state.js";
 
 export const title = "Forgetting";
@@ -25,21 +25,24 @@ function estimate(one, best) {
   return h("td", null, one[0] === best ? h("b", null, text) : text, h("small", null, `${number(one[1])} to ${number(one[2])}`));
 }
 
+const shareOf = (share, reason) => (share === null && reason ? h("td", { class: "reason" }, reason) : h("td", null, percent(share)));
+
 function tables(found) {
-  const best = Object.fromEntries(found.metrics.map((metric) => [metric, Math.max(...Object.values(found.models).map((row) => row[metric]?.[0] ?? -Infinity))]));
+  const metrics = averageFirst(found.metrics);
+  const best = Object.fromEntries(metrics.map((metric) => [metric, Math.max(...Object.values(found.models).map((row) => row[metric]?.[0] ?? -Infinity))]));
   const closed = Object.entries(found.gap_closed);
   return [
     note("Change of the mean from the base: green is better, orange is worse, deeper is more within its column. Grey and without a tint: the interval overlaps the base's, or there are too few prompts."),
     Object.keys(found.changes).length
-      ? wide(h("table", { class: "cells" }, head("model", found.metrics), h("tbody", null, Object.entries(found.changes).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), found.metrics.map((metric) => change(row[metric])))))))
+      ? wide(h("table", { class: "cells" }, head("model", metrics), h("tbody", null, Object.entries(found.changes).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), metrics.map((metric) => change(row[metric])))))))
       : missing("The results have no base to compare with, or nothing besides it."),
     h("h2", null, "Scores"),
     note("Mean, and 95 % interval over prompts; larger is better."),
-    wide(h("table", { class: "full" }, head("model", found.metrics), h("tbody", null, Object.entries(found.models).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), found.metrics.map((metric) => estimate(row[metric], best[metric]))))))),
+    wide(h("table", { class: "full" }, head("model", metrics), h("tbody", null, Object.entries(found.models).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), metrics.map((metric) => estimate(row[metric], best[metric]))))))),
     closed.length ? [
       h("h2", null, "Gap closed"),
       note("(student − base) / (teacher − base) on the teacher's own metric: 0 % is the base, 100 % the teacher."),
-      wide(h("table", null, head("metric", ["teacher", "share"]), h("tbody", null, closed.map(([metric, share]) => h("tr", null, h("th", { scope: "row" }, metric), h("td", null, found.owners[metric] ?? "–"), h("td", null, share === null ? found.reasons[metric] ?? "–" : percent(share))))))),
+      wide(h("table", null, head("metric", ["share", "teacher"]), h("tbody", null, closed.map(([metric, share]) => h("tr", null, h("th", { scope: "row" }, metric), shareOf(share, found.reasons[metric]), h("td", null, found.owners[metric] ?? "–")))))),
     ] : null,
   ];
 }
