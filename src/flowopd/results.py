@@ -196,7 +196,7 @@ def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
         base, expert, student = (results.estimate(model, metric) for model in (BASE, TEACHER + teacher, STUDENT))
         shares[metric] = share_closed(base.mean, expert.mean, student.mean)
         if shares[metric] is None:
-            reasons[metric] = f"the teacher ({expert.mean:.3f}) is not above the base ({base.mean:.3f})"
+            reasons[metric] = f"the expert ({expert.mean:.3f}) is not above the base ({base.mean:.3f})"
         elif not expert.is_told_from(base):
             doubts.append(metric)
     settings = {**results.settings, "owners": dict(owners), "no_gap": reasons, "doubtful_gap": doubts}

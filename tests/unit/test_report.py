@@ -124,7 +124,7 @@ def test_the_page_holds_every_number_of_the_table(run):
 
 def test_the_headline_is_made_of_the_averages(run):
     text = read(write_report(run)).text
-    assert "The student averages 0.842 [0.821, 0.862]: above its best teacher, layout (0.668 [" in text
+    assert "The student averages 0.842 [0.821, 0.862]: above its best expert, layout (0.668 [" in text
     assert ", and above the merge alone (0.652 [0.631, 0.672])." in text
 
 
@@ -229,7 +229,7 @@ def test_results_without_base_teachers_and_average_make_a_report(run):
 def test_a_teacher_without_a_gap_has_its_reason(run):
     rows = record().models | {"teacher:text": {"ocr": estimate(0.5)}}
     gap_closed(Results(models=rows), {"ocr": "text"}).save(run / "results.json")
-    assert "the teacher (0.500) is not above the base (0.522)" in read(write_report(run)).text
+    assert "the expert (0.500) is not above the base (0.522)" in read(write_report(run)).text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

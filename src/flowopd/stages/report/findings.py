@@ -36,14 +36,14 @@ class Change:
 
 
 def rivals(results: Results) -> list[Rival]:
-    """What the student's average is held against: its best teacher, its start and GRPO-Mix, if evaluated."""
+    """What the student's average is held against: its best expert, its start and GRPO-Mix, if evaluated."""
     averages = {model: row[AVERAGE] for model, row in results.models.items() if AVERAGE in row}
     student = averages.get(STUDENT)
     if student is None:
         return []
     teachers = [model for model in averages if model.startswith(TEACHER)]
     strongest = sorted(teachers, key=lambda model: -averages[model].mean)[:1]
-    titles = {model: f"its best teacher, {model.removeprefix(TEACHER)}" for model in strongest}
+    titles = {model: f"its best expert, {model.removeprefix(TEACHER)}" for model in strongest}
     titles |= {MERGE: "the merge alone", SFT: "the fine-tuned start alone", GRPO_MIX: "GRPO-Mix"}
     return [
         Rival(name, averages[model], _standing(student, averages[model]))

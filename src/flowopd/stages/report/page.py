@@ -77,6 +77,6 @@ def drawings(run: Run) -> dict[str, str]:
     return {
         "averages": figures.intervals(averages, title(STUDENT)) if averages else "",
         "rewards": figures.curves(rewards, order, "reward") if rewards else "",
-        "gaps": figures.curves(gaps, order, "gap to the teacher", log=True) if gaps else "",
+        "gaps": figures.curves(gaps, order, "gap to the expert", log=True) if gaps else "",
         "path": figures.heat_maps(tables, list(gaps), "step of the path, noise on top") if tables else "",
     }

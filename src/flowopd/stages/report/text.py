@@ -18,9 +18,9 @@ def signed(value: float) -> str:
 
 
 def title(model: str) -> str:
-    """A model's name for readers: `teacher:ocr` is the "ocr teacher"."""
+    """A model's name for readers: `teacher:ocr` is the "ocr expert"."""
     if model.startswith(TEACHER):
-        return model.removeprefix(TEACHER) + " teacher"
+        return model.removeprefix(TEACHER) + " expert"
     return model.replace("_", " ")
 
 

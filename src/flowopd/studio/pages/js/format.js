@@ -13,9 +13,9 @@ export function compact(value) {
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 }
 
-/** A model's name: "teacher:ocr" is the "ocr teacher". */
+/** A model's name: "teacher:ocr" is the "ocr expert". */
 export function title(model) {
-  if (model.startsWith("teacher:")) return `${model.slice(8)} teacher`;
+  if (model.startsWith("teacher:")) return `${model.slice(8)} expert`;
   if (model.startsWith("checkpoint:")) {
     const [stage, step] = model.slice(11).split(/\/(?=[^/]*$)/);
     return `${stage}, after ${step} updates`;

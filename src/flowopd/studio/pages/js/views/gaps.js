@@ -1,4 +1,4 @@
-// Where along the path the student still differs from each teacher, and how that shrinks.
+// Where along the path the student still differs from each expert, and how that shrinks.
 
 import { get } from "../api.js";
 import { heatMap } from "../chart.js";
@@ -7,7 +7,7 @@ import { compact } from "../format.js";
 import { state } from "../state.js";
 
 export const title = "Gaps";
-export const heading = "Gap by teacher and step of the path";
+export const heading = "Gap by expert and step of the path";
 export const ofOneRun = true;
 
 const mean = (values) => {
@@ -26,7 +26,7 @@ function table(caption, { labels, means }, largest) {
   const cell = (value) => h("td", { class: value === null ? "level" : "up", style: { "--tint": String(value > 0 ? Math.sqrt(value / (largest || 1)) : 0) } }, compact(value));
   return h(
     "table", { class: "cells" }, h("caption", null, caption),
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "teacher"), steps.map((step) => h("th", { scope: "col" }, `step ${step}`)))),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "expert"), steps.map((step) => h("th", { scope: "col" }, `step ${step}`)))),
     h("tbody", null, labels.map((label, i) => h("tr", null, h("th", { scope: "row" }, label), means[i].map(cell)))),
   );
 }
@@ -56,7 +56,7 @@ export function open(root, say) {
     const peak = Math.max(...labels.flatMap((label) => answer.values[label].flat()).filter((value) => value !== null));
     put(
       root,
-      note("Mean squared difference between the velocities of student and teacher at the student's own states. Step 0 is noise. A stronger colour is a larger gap, on one scale for all teachers."),
+      note("Mean squared difference between the velocities of student and expert at the student's own states. Step 0 is noise. A stronger colour is a larger gap, on one scale for all experts."),
       h("h2", null, "Over the updates"),
       h("div", { class: "charts" }, labels.map((label) => h("figure", null, h("figcaption", null, `${label}: steps down, updates ${Math.round(answer.updates[0])} to ${Math.round(answer.updates.at(-1))} across`),
         heatMap(answer.values[label], peak, (i, j, value) => `${label}, step ${i}, update ${Math.round(answer.updates[j])}: ${compact(value)}`)))),

@@ -41,8 +41,8 @@ function tables(found) {
     wide(h("table", { class: "full" }, head("model", metrics), h("tbody", null, Object.entries(found.models).map(([model, row]) => h("tr", { class: own(model) }, h("th", { scope: "row" }, named(model)), metrics.map((metric) => estimate(row[metric], best[metric]))))))),
     closed.length ? [
       h("h2", null, "Gap closed"),
-      note("(student − base) / (teacher − base) on the teacher's own metric: 0 % is the base, 100 % the teacher."),
-      wide(h("table", null, head("metric", ["share", "teacher"]), h("tbody", null, closed.map(([metric, share]) => h("tr", null, h("th", { scope: "row" }, metric), shareOf(share, found.reasons[metric]), h("td", null, found.owners[metric] ?? "–")))))),
+      note("(student − base) / (expert − base) on the expert's own metric: 0 % is the base, 100 % the expert."),
+      wide(h("table", null, head("metric", ["share", "expert"]), h("tbody", null, closed.map(([metric, share]) => h("tr", null, h("th", { scope: "row" }, metric), shareOf(share, found.reasons[metric]), h("td", null, found.owners[metric] ?? "–")))))),
     ] : null,
   ];
 }
