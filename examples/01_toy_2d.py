@@ -1,14 +1,15 @@
 """Two experts of points in the plane become one student: the whole method on a flow whose velocity is known exactly.
 
 Each expert knows the exact velocity of one shape, made of Gaussians: `ring`, or `cross`. The student, a small network
-that is told which shape is wanted, learns from both at the points that it visits itself. Seconds on a CPU.
+that is told which shape is wanted, learns from both at the points that it visits itself. About a minute of one core.
 
-    python examples/01_toy_2d.py --out toy.png
+    python examples/01_toy_2d.py --out runs/toy.png
 """
 
 import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import torch
@@ -78,8 +79,8 @@ def on_target(points: Tensor, name: str) -> float:
     return float((torch.cdist(points, SHAPES[name]).amin(1) < 3 * SPREAD).float().mean())
 
 
-def draw(student: nn.Module, file: str) -> None:
-    """The experts' and the student's ways from noise to each shape, as one picture."""
+def draw(student: nn.Module, file: Path) -> None:
+    """The experts' and the student's ways from noise to each shape, as one picture; makes the folder of the file."""
     figure, axes = pyplot.subplots(2, len(SHAPES), figsize=(8, 8), sharex=True, sharey=True)
     for column, name in enumerate(SHAPES):
         for row, (who, field) in enumerate({"expert": Mixture(SHAPES[name]), "student": student}.items()):
@@ -88,13 +89,14 @@ def draw(student: nn.Module, file: str) -> None:
             axis.plot(*ways[-1].T, ".", color="tab:blue" if who == "expert" else "tab:orange", markersize=3)
             axis.set_title(f"{who}: {name}")
             axis.set_aspect("equal")
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
     """Distil, say how well it went, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="toy.png", help="the picture to write")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy.png"), help="the picture to write")
     parser.add_argument("--updates", type=int, default=600, help="updates of the student")
     options = parser.parse_args()
     torch.manual_seed(0)

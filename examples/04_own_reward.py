@@ -2,7 +2,7 @@
 
 An expert is trained on the reward by Flow-GRPO; then it and a shipped expert become one student, routed by what a
 prompt says, with a loss that is less afraid of outliers; and the reward judges all of them. With the default of two
-updates it shows how things fit together, not how good they become.
+updates it shows how things fit together, not how good they become: the expert may well be less warm than another.
 
     python examples/04_own_reward.py --out runs/own-reward --updates 2
 """
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from flowopd import Distiller, Prompt, Scores, Step
 from flowopd.dynamics import Dynamics
+
+FEW = 50
+"""Updates below which the numbers at the end mean nothing."""
 
 
 class Warmth:
@@ -64,9 +67,11 @@ def main() -> None:
             "sampling": {"steps": 3},
         },
     )
-    distiller.train(on_update=lambda update, metrics: print(update, {k: round(v, 4) for k, v in metrics.items()}))
+    distiller.train()
     for model, row in distiller.evaluate().models.items():
         print(f"{model}: warmth {row['warmth'].mean:.3f}")
+    if options.updates < FEW:
+        print(f"{options.updates} updates are too few to learn from: these numbers say that the parts fit, and no more")
 
 
 if __name__ == "__main__":

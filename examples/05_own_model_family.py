@@ -2,7 +2,7 @@
 
 A family is one class that offers what `flowopd.models.base.Model` names, entered into `FAMILIES` under the class that
 the model's `model_index.json` states. Then everything works on it: experts by Flow-GRPO, merge, distillation, sampling,
-evaluation. Here two experts learn to paint `warm` and `dark`, and one student learns both; about ten seconds on a CPU.
+evaluation. Here two experts learn to paint `warm` and `dark`, and one student learns both: 20 seconds of one core.
 
     python examples/05_own_model_family.py --out runs/pixels
 """

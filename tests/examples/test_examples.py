@@ -1,5 +1,6 @@
 """Every example runs as it is told to, in small, and does what it says."""
 
+import json
 import re
 import runpy
 import sys
@@ -41,12 +42,12 @@ def test_every_example_is_run_by_a_test():
 
 
 def test_the_toy_student_learns_both_shapes(example, tmp_path):
-    said = example("01_toy_2d.py", "--updates", 100, "--out", tmp_path / "toy.png")
+    said = example("01_toy_2d.py", "--updates", 100, "--out", tmp_path / "runs" / "toy.png")
     shares = numbers(said, r"(\d+)% of the student's points are on it, (\d+)% before, expert (\d+)%")
     assert len(shares) == 2
     for student, before, expert in shares:
         assert expert > 95 and student > 1.4 * before
-    assert Image.open(tmp_path / "toy.png").size[0] > 500
+    assert Image.open(tmp_path / "runs" / "toy.png").size[0] > 500
 
 
 def test_the_large_example_runs_on_a_tiny_pipeline(example, world, tmp_path):
@@ -65,7 +66,10 @@ def test_an_own_reward_router_and_objective_take_part(example, tmp_path):
     assert {"base", "teacher:signs", "teacher:warm", "merge", "student"} == set(
         re.findall(r"^(\S+): warmth", said, re.M)
     )
-    assert "'reward'" in said and "'gap/warm'" in said
+    assert "2 updates are too few to learn from" in said
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"teacher:warm", "distill"} <= {row["stage"] for row in rows}
+    assert any("reward" in row for row in rows) and any("gap/warm" in row for row in rows)
 
 
 def test_an_own_family_is_distilled_and_judged(example, tmp_path):
