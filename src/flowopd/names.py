@@ -1,4 +1,4 @@
-"""What a recipe may call things: names that are folders too, labels, and paths that stay inside."""
+"""What a recipe may call things: names that are folders too, labels, paths that stay inside; files named by models."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def _label(text: str) -> str:
     if not 0 < len(text) <= 100 or not text.isprintable():
         raise ValueError("a label is 1 to 100 letters that print; choose another")
     return text
+
+
+def file_name(model: str) -> str:
+    """A model's name as a part of a file's: `checkpoint-distill-20`."""
+    return model.replace(":", "-").replace("/", "-")
+
+
+def tile(prompt: int, model: str) -> str:
+    """The file of a prompt's picture by a model on a run's wall: `3-teacher-ocr.png`."""
+    return f"{prompt}-{file_name(model)}.png"
 
 
 def _inside(text: str) -> str:

@@ -53,6 +53,11 @@ def test_a_bug_comes_with_what_the_doctor_says():
     )
 
 
+def test_every_kept_file_has_a_name_that_windows_takes():
+    kept = [path for part in ("docs", "examples", "recipes", "src", "tests") for path in (ROOT / part).rglob("*")]
+    assert kept and not [path for path in kept if set(path.name) & set('<>:"\\|?*')]
+
+
 def test_everything_that_is_required_is_pinned():
     pins = {
         line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()

@@ -47,7 +47,7 @@ def run(tmp_path):
     (folder / "samples").mkdir()
     index = {"prompts": ["a sign"], "models": ["base", "teacher:text", "gone"]}
     (folder / "samples" / "index.json").write_text(json.dumps(index))
-    for name in ("samples/0-base.png", "samples/0-teacher:text.png", "wall.png"):
+    for name in ("samples/0-base.png", "samples/0-teacher-text.png", "wall.png"):
         Image.new("RGB", (8, 8), "red").save(folder / name)
     return folder
 

@@ -181,12 +181,12 @@ def test_interference_has_pairs_by_layer(studio):
 def test_pictures_are_listed_and_served(studio, run):
     found = ask(studio, "pictures").json()
     assert found["rows"] == [
-        {"prompt": "a sign", "pictures": {"base": "samples/0-base.png", "teacher:text": "samples/0-teacher:text.png"}}
+        {"prompt": "a sign", "pictures": {"base": "samples/0-base.png", "teacher:text": "samples/0-teacher-text.png"}}
     ]
     assert found["others"] == {".": ["wall.png"]}
-    answer = ask(studio, "picture", path="samples/0-teacher:text.png")
+    answer = ask(studio, "picture", path="samples/0-teacher-text.png")
     assert answer.headers["content-type"] == "image/png"
-    assert answer.content == (run / "samples" / "0-teacher:text.png").read_bytes()
+    assert answer.content == (run / "samples" / "0-teacher-text.png").read_bytes()
 
 
 ESCAPES = [

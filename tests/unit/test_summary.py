@@ -38,10 +38,10 @@ def run(tmp_path):
     samples = tmp_path / "samples"
     samples.mkdir()
     for i in range(12):
-        for j, model in enumerate(("base", "student")):
-            Image.new("RGB", (64, 64), (10 * i, 100 * j, 0)).save(samples / f"{i}-{model}.png")
+        for j, name in enumerate(("base", "teacher-text")):
+            Image.new("RGB", (64, 64), (10 * i, 100 * j, 0)).save(samples / f"{i}-{name}.png")
     prompts = [f"a sign with a long text that has to be wrapped {i}" for i in range(12)]
-    (samples / "index.json").write_text(json.dumps({"prompts": prompts, "models": ["base", "student"]}))
+    (samples / "index.json").write_text(json.dumps({"prompts": prompts, "models": ["base", "teacher:text"]}))
     return tmp_path
 
 

@@ -13,12 +13,13 @@ from flowopd.durable import new_folder
 from flowopd.errors import ConfigError
 from flowopd.formats import FORMATS, WHOLE, Trained
 from flowopd.hub import check_repository, public_name, push_folder
+from flowopd.names import file_name
 from flowopd.processes import only_main
 from flowopd.results import STUDENT
 from flowopd.session import Session
 from flowopd.stages.card import write_card
 from flowopd.stages.readback import Reference
-from flowopd.stages.sample import adapter_folder, available_models, file_name, model_lora
+from flowopd.stages.sample import adapter_folder, available_models, model_lora
 
 EXPORTS = "export"
 """The folder of a run that its exports go to, one a format."""

@@ -15,6 +15,7 @@ from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.durable import replace_picture, replace_text
 from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, read_lora, sha256_of
+from flowopd.names import file_name, tile
 from flowopd.noise import seed_of
 from flowopd.processes import only_main, own_rows, wait
 from flowopd.prompts import Prompt
@@ -208,11 +209,6 @@ def _again(names: Sequence[str], i: int) -> str:
     return f"-{before + 1}" if before else ""
 
 
-def file_name(model: str) -> str:
-    """A model's name as a part of a file's: `checkpoint-distill-20`."""
-    return model.replace(":", "-").replace("/", "-")
-
-
 def draw_pictures(
     session: Session,
     model: str,
@@ -285,7 +281,7 @@ def draw_wall(session: Session, config: EvaluateConfig) -> Path:
     rows = own_rows(len(prompts), even_batch(len(prompts), config.micro_batch))
     for model in models:
         for i, picture in enumerate(draw_pictures(session, model, prompts, once, conditioning, rows), rows.start):
-            replace_picture(folder / f"{i}-{model}.png", Image.fromarray(picture))
+            replace_picture(folder / tile(i, model), Image.fromarray(picture))
     wait()
     index = {"prompts": [prompt.text for prompt in prompts], "models": models}
     only_main(lambda: replace_text(folder / "index.json", json.dumps(index)))

@@ -10,6 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from flowopd.durable import replace_picture, replace_text
+from flowopd.names import tile
 from flowopd.results import Results
 
 TABLE, WALL, INDEX = "table.md", "wall.png", "index.json"
@@ -34,11 +35,6 @@ def wall(folder: Path, columns: int = COLUMNS) -> Image.Image:
     shown = spread_over(len(index["prompts"]), columns)
     rows = {model: [folder / tile(i, model) for i in shown] for model in index["models"]}
     return tiled([index["prompts"][i] for i in shown], rows)
-
-
-def tile(prompt: int, model: str) -> str:
-    """The file of a prompt's picture by a model."""
-    return f"{prompt}-{model}.png"
 
 
 def spread_over(prompts: int, columns: int = COLUMNS) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd.errors import DataError
+from flowopd.names import tile
 from flowopd.stages.report.contents import read_wall
 from flowopd.studio.folders import inside
 
@@ -54,9 +55,9 @@ def picture_file(run: Path, name: str) -> tuple[Path, str]:
 
 
 def _wall_file(run: Path, place: int, model: str) -> str | None:
-    """The path of a picture of the wall; None where there is none, or its name leads elsewhere."""
-    name = f"samples/{place}-{model}.png"
-    return name if "/" not in model and (run / name).is_file() else None
+    """The path of a picture of the wall; None where there is none."""
+    name = f"samples/{tile(place, model)}"
+    return name if (run / name).is_file() else None
 
 
 def _others(run: Path, shown: set[str]) -> list[str]:

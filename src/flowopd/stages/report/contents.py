@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from flowopd.errors import DataError
+from flowopd.names import tile
 from flowopd.results import Results
 
 LARGEST_PICTURE = 256
@@ -31,7 +32,7 @@ class WallRow:
 
 @dataclass(frozen=True)
 class Wall:
-    """What `samples/index.json` lists: pictures are `samples/PLACE-MODEL.png`."""
+    """What `samples/index.json` lists; pictures are files named as `tile` says."""
 
     prompts: Sequence[str]
     models: Sequence[str]
@@ -115,7 +116,7 @@ def read_wall(folder: Path) -> Wall:
 def _wall(folder: Path) -> list[WallRow]:
     wall = read_wall(folder)
     return [
-        WallRow(prompt, {model: _data_uri(folder / f"{place}-{model}.png") for model in wall.models})
+        WallRow(prompt, {model: _data_uri(folder / tile(place, model)) for model in wall.models})
         for place, prompt in enumerate(wall.prompts)
     ]
 

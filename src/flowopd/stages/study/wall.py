@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowopd.names import tile
 from flowopd.stages.study.records import Wall
-from flowopd.stages.summary import INDEX, spread_over, tile
+from flowopd.stages.summary import INDEX, spread_over
 from flowopd.suite import Run, parted
 
 SAMPLES = Path("samples")
