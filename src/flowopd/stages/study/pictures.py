@@ -164,12 +164,16 @@ def _steps(values: np.ndarray) -> list[str]:
 
 
 def interference(study: Study, models: Sequence[str]) -> Figure | None:
-    """A panel a measurement: tasks against tasks."""
+    """A panel a measurement, two in a row: tasks against tasks."""
     found = [(name, one) for name in models for one in study.interference.get(name, ())]
     if not found:
         return None
-    figure = Figure(figsize=(WIDTH, 0.9 + WIDTH / max(2, len(found)) * 0.8), layout="constrained")
-    for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(WIDTH, rows * (0.9 + 0.4 * WIDTH)), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flat
+    for axes in panels[len(found) :]:
+        axes.set_axis_off()
+    for axes, (name, one) in zip(panels, found, strict=False):
         values = np.array([[np.nan if value is None else value for value in row] for row in one.mean])
         axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, alpha=0.75)
         _ticks(axes, values, one.tasks, one.tasks, "{:+.2f}")
