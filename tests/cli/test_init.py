@@ -15,7 +15,7 @@ from flowopd.recipe import load_recipe
 from flowopd.session import Session
 from flowopd.stages import draft as drafting
 from flowopd.stages.draft import ROOM, Wish, draft
-from flowopd.stages.plan import plan
+from flowopd.stages.plan import hardware_here, plan
 
 TINY = ("distill.optim.updates=1", "distill.samples_per_label=1", "distill.sampling.steps=2")
 
@@ -226,4 +226,4 @@ def test_the_gpu_here_is_known_by_its_memory_and_then_its_name(monkeypatch, name
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
-    assert drafting.hardware_here() in gpu
+    assert hardware_here() in gpu

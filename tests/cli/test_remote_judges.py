@@ -65,7 +65,7 @@ def told(outcome, *fragments):
 
 
 def made(out):
-    return {path.name for path in out.iterdir()} & {"cache", "teachers", "checkpoints", "metrics.jsonl", "coldstart"}
+    return {path.name for path in out.glob("*")} & {"cache", "teachers", "checkpoints", "metrics.jsonl", "coldstart"}
 
 
 def alike(a, b):

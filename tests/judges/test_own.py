@@ -108,7 +108,7 @@ def metric(reward, **parts):
 
 
 def test_a_recipe_runs_code_only_if_it_says_so(module):
-    with pytest.raises(ConfigError, match=r"their_rewards:Half is code.*--set trust=\[their_rewards:Half\]"):
+    with pytest.raises(ConfigError, match=r"their_rewards:Half is code.*--set 'trust=\[their_rewards:Half\]'"):
         make_recipe(metric(f"{module}:Half"))
     assert make_recipe(metric(f"{module}:Half"), [f"trust=[{module}:Half]"]).trust == (f"{module}:Half",)
 

@@ -69,6 +69,7 @@ def init(
             f"init lacks {', '.join(unanswered)}; give them as flags, or run it on a terminal, where it asks"
         )
     from flowopd.stages import draft as stage
+    from flowopd.stages.plan import hardware_here
 
     named, files = dict(pairs(teachers, "--teacher")), dict(pairs(prompts, "--prompts"))
     _check_given((base, stage.check_base), (gpu, gpu_named))
@@ -78,7 +79,7 @@ def init(
     base = base or _asked(f"Base model: {bases}", "sd35-medium", stage.check_base)
     named = named or _asked_teachers()
     files = files or _asked_files(named)
-    gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), stage.hardware_here(), gpu_named)
+    gpu = gpu or _asked("Hardware: " + ", ".join(stage.hardware_names()), hardware_here(), gpu_named)
     if guidance is None:
         guidance = _guidance(stage.usual_guidance(base), asks=bool(unanswered))
     drafted = stage.draft(stage.Wish(base=base, teachers=named, prompts=files, hardware=gpu, guidance=guidance))
