@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 GROWING = (MANIFEST, "metrics.jsonl")
 """What a run writes at its start and with every update."""
 
-BEGUN = (MANIFEST, LOCK, OWNER, "cache")
+BEGUN = (MANIFEST, LOCK, OWNER, "cache", "prompts")
 """What a run's folder holds before its first update."""
 
 

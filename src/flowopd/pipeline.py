@@ -19,7 +19,7 @@ from flowopd.errors import ConfigError
 from flowopd.identity import differences, training
 from flowopd.lock import held
 from flowopd.manifest import MANIFEST, read_manifest
-from flowopd.processes import agreed, is_main, one_by_one, only_main
+from flowopd.processes import agreed, is_main, one_by_one, only_main, wait
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Session
@@ -27,7 +27,7 @@ from flowopd.stages.beforehand import check, check_named
 from flowopd.stages.coldstart import cold_start
 from flowopd.stages.distill import distill
 from flowopd.stages.doctor.machine import threads
-from flowopd.stages.evaluate import evaluate, evaluated
+from flowopd.stages.evaluate import RESULTS, evaluate, evaluated
 from flowopd.stages.mix import train_mix
 from flowopd.stages.report.page import write_report
 from flowopd.stages.sample import draw_wall
@@ -97,7 +97,8 @@ def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None)
     check_named(recipe)
     refuse_other(out, recipe)
     fates = {stage.name: "done, skipped" if is_made(out / stage.folder) else "to do" for stage in stages(recipe)}
-    fates |= {"eval": "to do"} if recipe.evaluate is not None else {}
+    judged = "made again where something changed" if (out / RESULTS).exists() else "to do"
+    fates |= {"eval": judged} if recipe.evaluate is not None else {}
     return [(name, fate) for name, fate in fates.items() if only is None or name in only]
 
 
@@ -142,6 +143,7 @@ def _opened(recipe: Recipe, out: str | Path, own: Own | None) -> Session:
     session = Session(recipe, Path(out), own)
     session.open()
     refuse_other(session.out, recipe)
+    wait()
     return session
 
 

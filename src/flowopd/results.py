@@ -155,11 +155,13 @@ def bootstrap_grouped(
 def bootstrap_average(values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]]) -> Estimate:
     """The mean over metrics of each one's mean over its groups, from a value and a group for each of its prompts.
 
-    Raises DataError as `bootstrap_grouped` does.
+    It is as much worth as its smallest metric: `n` is the prompts of that one. Raises DataError as `bootstrap_grouped`
+    does.
     """
     joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in values])
     shares = {f"{name}/{group}": 1 / len(set(groups[name])) for name in values for group in groups[name]}
-    return bootstrap_grouped(np.concatenate(list(values.values())), joint, weights=shares)
+    whole = bootstrap_grouped(np.concatenate(list(values.values())), joint, weights=shares)
+    return whole.model_copy(update={"n": min(map(len, values.values()))})
 
 
 def paired_difference(

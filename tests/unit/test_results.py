@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from flowopd.errors import DataError
-from flowopd.results import Estimate, Results, bootstrap, bootstrap_grouped, gap_closed, paired_difference
+from flowopd.results import (
+    Estimate,
+    Results,
+    bootstrap,
+    bootstrap_average,
+    bootstrap_grouped,
+    gap_closed,
+    paired_difference,
+)
 
 REPEATS = 200
 
@@ -196,3 +204,9 @@ def test_a_single_prompt_has_no_interval_to_show():
 def test_results_print_as_their_table():
     shown = str(gap_closed(results(expert=0.4), {"ocr": "text"})).splitlines()
     assert shown[0] == "|  | ocr |" and shown[2] == "| base | 0.500 ± 0.010 |" and shown[-1] == "| gap closed | none |"
+
+
+def test_an_average_of_many_metrics_is_of_no_more_prompts_than_the_smallest():
+    values = {f"m{i}": np.linspace(0, 1, 2 + i) for i in range(10)}
+    groups = {name: [""] * len(each) for name, each in values.items()}
+    assert bootstrap_average(values, groups).n == 2

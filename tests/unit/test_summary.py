@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flowopd.results import Estimate, Results
-from flowopd.stages.summary import GAP, MARGIN, TILE, wall, write_summary
+from flowopd.stages.summary import GAP, MARGIN, TILE, tiled, wall, write_summary
 
 
 def results():
@@ -60,3 +60,10 @@ def test_only_what_there_is_is_written(run):
     results().save(run / "results.json")
     write_summary(run)
     assert (run / "table.md").read_text() == f"{results()}\n"
+
+
+def test_a_wall_is_blank_where_a_picture_is_gone(tmp_path):
+    assert tiled(["a"], {"base": [tmp_path / "gone.png"]}).size == (
+        MARGIN + TILE + GAP,
+        tiled(["a"], {}).size[1] + TILE + GAP,
+    )

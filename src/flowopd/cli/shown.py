@@ -49,7 +49,7 @@ def show_results(results: Results) -> None:
     table.add_row("prompts", *(str(results.prompts[metric]) for metric in results.metrics))
     console.print(table)
     for metric, share in results.gap_closed.items():
-        doubt = " (in doubt: the expert is within the base's noise)" if metric in results.doubtful else ""
+        doubt = " (in doubt: the expert is not told from the base)" if metric in results.doubtful else ""
         why = results.settings.get("no_gap", {}).get(metric, "it is not defined")
         said = f"none, for {why}" if share is None else f"{share:.3f}"
         console.print(f"gap closed on {metric}: {said}{doubt}", soft_wrap=True)

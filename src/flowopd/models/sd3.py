@@ -98,7 +98,7 @@ class Sd3:
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self.compiled:
-            dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
+            dynamo.cache_size_limit = max(dynamo.cache_size_limit, PROGRAMS)
             for block in transformer.transformer_blocks:
                 block.compile()
         return transformer.requires_grad_(False).eval().to(self.device)

@@ -16,7 +16,7 @@ import torch
 from flowopd.conditioning import Conditioning
 from flowopd.configs import EvaluateConfig, MetricConfig
 from flowopd.errors import ConfigError
-from flowopd.processes import agreed, only_main, own_rows, whole
+from flowopd.processes import agreed, only_main, own_rows, together, whole
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN, Recipe
 from flowopd.records import File
@@ -120,7 +120,7 @@ class Judging:
         metric, copies = self.config.metrics[name], self.config.images_per_prompt
         prompts = self.prompts[asked(metric, self.config)]
         many, rows = repeated(prompts, copies), own_pictures(prompts, self.config)
-        own = self.judges[name](pictures, many[rows]).value if many[rows] else np.empty(0)
+        own = together(lambda: self.judges[name](pictures, many[rows]).value if many[rows] else np.empty(0))
         values = whole(torch.from_numpy(np.asarray(own, np.float64)), rows, len(many)).numpy()
         check_finite(f"reward {metric.reward!r}", values, many)
         return values.reshape(-1, copies).mean(1)

@@ -183,7 +183,7 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
     files = [folder / f"{name}{_again(names, i)}.png" for i, name in enumerate(names)]
     taken = [file for file in files if file.exists()]
     if taken:
-        raise ConfigError(f"{taken[0]} exists; choose another --seed, or another folder with --to")
+        raise ConfigError(f"{taken[0]} exists; delete it, or choose another --seed, or another folder with --to")
     wait()
     config = session.recipe.drawing
     conditioning = session.encode([Prompt(text, "") for text in texts])

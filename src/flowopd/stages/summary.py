@@ -43,7 +43,7 @@ def spread_over(prompts: int, columns: int = COLUMNS) -> list[int]:
 
 
 def tiled(prompts: Sequence[str], rows: Mapping[str, Sequence[Path]]) -> Image.Image:
-    """Pictures by name, one for each of the prompts, under their words."""
+    """Pictures by name, one for each of the prompts, under their words; blank where there is no file."""
     words = [_wrapped(prompt) for prompt in prompts]
     head = LINE * max(map(len, words)) + GAP
     step = TILE + GAP
@@ -54,7 +54,7 @@ def tiled(prompts: Sequence[str], rows: Mapping[str, Sequence[Path]]) -> Image.I
     for row, (name, files) in enumerate(rows.items()):
         top = head + step * row
         pen.text((0, top + TILE / 2), name, fill="black", font=_font(13), anchor="lm")
-        for column, file in enumerate(files):
+        for column, file in ((column, file) for column, file in enumerate(files) if file.exists()):
             with Image.open(file) as picture:
                 canvas.paste(picture.convert("RGB").resize((TILE, TILE)), (MARGIN + step * column, top))
     return canvas

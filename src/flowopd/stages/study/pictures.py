@@ -58,7 +58,7 @@ CAPTIONS = {
     "wall": "The same prompts and seeds through all of them",
     "forgetting": "What each expert gains and forgets: difference to the base",
     "seesaw": "The seesaw: adding rewards one by one",
-    "gaps": "Gap to the teacher by step of the path, first and last tenth of the updates, and the share that closed",
+    "gaps": "Gap to the expert by step of the path, first and last tenth of the updates, and the share that closed",
     "interference": "Cosines between the tasks' gradients; on the diagonal two batches of one task",
 }
 

@@ -130,7 +130,7 @@ export function open(root, say) {
     } }), named(model.name)));
     put(
       root,
-      note(`The same noise through every model, drawn as the evaluation does it (${found.sampler}, guidance ${found.guidance}, on ${found.device}). Strength 0 is the base, 1 the adapter as it is; the base and whole transformers have none. The first prompt is ${shelf.length ? "the last of this run's wall" : "an example"}; write your own.`),
+      note(`The same noise through every model, drawn as the evaluation does it (${found.sampler}, guidance ${found.guidance}, on ${found.device}). Strength 0 is the base, 1 the adapter as it is; the base and whole transformers have none. What stands in the prompt at first is an example: write your own.`),
       form(found, shelf), h("fieldset", { class: "checks" }, h("legend", null, "Models"), boxes), grid,
       h("h2", null, "Blind comparison"), duel(run, found, shelf, say),
     );
