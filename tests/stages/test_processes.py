@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowopd import processes
-from flowopd.pipeline import run
+from flowopd.pipeline import open_run, run
 from flowopd.recipe import make_recipe
+from flowopd.stages.sample import draw_to
 
 WORKER = Path(__file__).with_name("worker.py")
 TOLERANCE = 1e-5
@@ -181,11 +182,22 @@ def test_a_judge_that_fails_in_one_process_loses_no_update(world, tmp_path):
 
 def test_more_processes_than_pictures_learn_what_one_learns(world, tmp_path):
     tree = world.tree(grpo_mix={**POLICY, "prompts_per_update": 1, "group": 2, "tasks": {"quality": QUALITY}})
-    (tmp_path / "r.json").write_text(json.dumps(tree))
+    (tmp_path / "r.json").write_text(json.dumps({**tree, "decodes_no_nothing": True}))
     done = launch([tmp_path / "r.json", tmp_path / "many"], count=3)
     assert done.returncode == 0, done.stderr[-2000:]
     run(make_recipe(tree), tmp_path / "one")
     assert_same(gradients(tmp_path / "one", "grpo_mix"), gradients(tmp_path / "many", "grpo_mix"))
+
+
+def test_processes_share_out_the_pictures_of_a_list(world, tmp_path):
+    tree, texts = world.tree(coldstart={"kind": "merge"}), ["a ring", "a red bolt", "a heart"]
+    (tmp_path / "r.json").write_text(json.dumps({**tree, "drawn": texts}))
+    done = launch([tmp_path / "r.json", tmp_path / "two"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(make_recipe(tree), tmp_path / "one")
+    for file in draw_to(open_run(make_recipe(tree), tmp_path / "one"), "base", texts, 0, tmp_path / "pictures"):
+        here, there = (np.asarray(Image.open(one), int) for one in (file, tmp_path / "two" / "pictures" / file.name))
+        assert np.abs(here - there).max() <= 1
 
 
 @pytest.mark.parametrize(("n", "unit"), [(8, 1), (7, 1), (1, 1), (0, 1), (10, 4), (3, 4)])

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from flowopd.errors import DataError
 from flowopd.models import sd3
-from flowopd.pipeline import run
+from flowopd.pipeline import open_run, run
 from flowopd.processes import is_main, state
 from flowopd.recipe import make_recipe
 from flowopd.stages import grpo
+from flowopd.stages.sample import draw_to
 
 
 def tiring(judge):
@@ -25,6 +26,17 @@ def tiring(judge):
     return tired
 
 
+def of_some(decode):
+    """The decoder, which cannot take no latents at all, as AutoencoderKL."""
+
+    def strict(self, latents):
+        if not len(latents):
+            raise RuntimeError("cannot decode no latents")
+        return decode(self, latents)
+
+    return strict
+
+
 pairs = sys.argv[1:]
 for recipe, out in zip(pairs[::2], pairs[1::2], strict=True):
     tree = json.loads(Path(recipe).read_text())
@@ -35,4 +47,9 @@ for recipe, out in zip(pairs[::2], pairs[1::2], strict=True):
         sd3.Sd3Field.__call__ = lambda self, *given, forward=forward: forward(self, *given) * float("nan")
     if tree.pop("judge_tires_in", None) == state().process_index:
         grpo.Task.judge = tiring(grpo.Task.judge)
+    if tree.pop("decodes_no_nothing", False):
+        sd3.Sd3.decode = of_some(sd3.Sd3.decode)
+    drawn = tree.pop("drawn", [])
     run(make_recipe(tree), out)
+    if drawn:
+        draw_to(open_run(make_recipe(tree), out), "base", drawn, 0, Path(out) / "pictures")

@@ -185,24 +185,24 @@ def _note_missing(source: str) -> None:
 
     Raises ConfigError for one that would be in the package.
     """
-    from flowopd.stages.draft import check_shipped, is_there
+    from flowopd.stages.draft import is_there
 
-    check_shipped(source)
-    if not is_there(source):
-        _note(source)
-
-
-def _note(source: str) -> None:
-    typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
+    _note(source, is_there(source))
 
 
 def _note_missing_file(file: str) -> None:
     """As `_note_missing`, for prompts, which the hub has as a data set alone."""
-    from flowopd.stages.draft import check_shipped, is_file_there
+    from flowopd.stages.draft import is_file_there
 
-    check_shipped(file)
-    if not is_file_there(file):
-        _note(file)
+    _note(file, is_file_there(file))
+
+
+def _note(source: str, there: bool) -> None:
+    from flowopd.stages.draft import check_shipped
+
+    check_shipped(source)
+    if not there:
+        typer.echo(f"note: {source} is not here; it has to be where the recipe runs", err=True)
 
 
 def _check_expert(name: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowopd.recipe import Recipe
-    from flowopd.results import Estimate, Results
+    from flowopd.results import Results
     from flowopd.stages.doctor import Check
     from flowopd.stages.interference import Cosines
 
@@ -41,11 +41,7 @@ def show_results(results: Results) -> None:
     for metric in results.metrics:
         table.add_column(metric, justify="right")
     for model, row in results.models.items():
-        cells = [row.get(metric) for metric in results.metrics]
-        table.add_row(
-            model,
-            *map(_cell, cells),
-        )
+        table.add_row(model, *(str(row.get(metric, "")) for metric in results.metrics))
     table.add_row("prompts", *(str(results.prompts[metric]) for metric in results.metrics))
     console.print(table)
     for metric, share in results.gap_closed.items():
@@ -53,14 +49,6 @@ def show_results(results: Results) -> None:
         why = results.settings.get("no_gap", {}).get(metric, "it is not defined")
         said = f"none, for {why}" if share is None else f"{share:.3f}"
         console.print(f"gap closed on {metric}: {said}{doubt}", soft_wrap=True)
-
-
-def _cell(estimate: Estimate | None) -> str:
-    """A mean, with half of its interval where there is more than one prompt."""
-    if estimate is None:
-        return ""
-    spread = f" [dim]±{(estimate.ci95[1] - estimate.ci95[0]) / 2:.3f}[/dim]" if estimate.n > 1 else ""
-    return f"{estimate.mean:.3f}{spread}"
 
 
 def show_cosines(measured: Sequence[Cosines]) -> None:

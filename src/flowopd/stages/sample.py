@@ -187,7 +187,7 @@ def draw_to(session: Session, model: str, texts: Sequence[str], seed: int, folde
     wait()
     config = session.recipe.drawing
     conditioning = session.encode([Prompt(text, "") for text in texts])
-    rows = own_rows(len(texts), config.micro_batch)
+    rows = own_rows(len(texts))
     for first in range(rows.start, rows.stop, config.micro_batch):
         part = slice(first, min(first + config.micro_batch, rows.stop))
         mine = texts[part]
