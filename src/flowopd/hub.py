@@ -48,6 +48,13 @@ def located(name: str | Path) -> Path:
     return Path(str(files("flowopd"))) / text.removeprefix(PACKAGE) if text.startswith(PACKAGE) else Path(text)
 
 
+def check_shipped(name: str, place: str = "") -> None:
+    """Raises ConfigError, which begins with its `place`, for a name of the package that does not ship with it."""
+    if name.startswith(PACKAGE) and not located(name).exists():
+        mend = "take a path, a hub id, or a name that a shipped recipe shows"
+        raise ConfigError(f"{place}{name} does not ship with flowopd; {mend}")
+
+
 def is_local(name: str) -> bool:
     """Whether a name means a path: it exists, or does not look like OWNER/NAME on the hub."""
     return os.path.exists(located(name)) or name.startswith((PACKAGE, ".", "/")) or name.count("/") != 1

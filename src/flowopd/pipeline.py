@@ -16,6 +16,7 @@ from PIL import Image
 
 from flowopd.durable import is_made, make_folder, replace_text
 from flowopd.errors import ConfigError
+from flowopd.hub import check_shipped
 from flowopd.identity import differences, training
 from flowopd.lock import held
 from flowopd.manifest import MANIFEST, read_manifest
@@ -140,6 +141,7 @@ def open_run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Session
 
 def _opened(recipe: Recipe, out: str | Path, own: Own | None) -> Session:
     """The session of a run folder, which is still as it was. Raises as `open_run` does."""
+    check_shipped(recipe.base, "base: ")
     session = Session(recipe, Path(out), own)
     session.open()
     refuse_other(session.out, recipe)

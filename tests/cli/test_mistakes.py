@@ -196,6 +196,14 @@ MISTAKES = {
         "run {recipe} --set evaluate.metrics.quality.reward=os:abort --out {out}",
         ["os:abort is code", "--set 'trust=[os:abort]'"],
     ),
+    "an expert that does not ship": (
+        "run {recipe} --set teachers.quality.adapter=package:mini/teachers/qualty --out {out}",
+        ["teachers.quality.adapter: package:mini/teachers/qualty does not ship with flowopd", "take a path"],
+    ),
+    "a base that does not ship": (
+        "run {recipe} --set base=package:mini/bse --out {out}",
+        ["base: package:mini/bse does not ship with flowopd", "take a path"],
+    ),
     "code that is not there": (
         "run {recipe} --set evaluate.metrics.quality.reward=no.where:X --set trust=[no.where:X] --out {out}",
         ["no.where", "cannot be imported", "PYTHONPATH=FOLDER flowopd"],

@@ -198,7 +198,7 @@ def _note_missing_file(file: str) -> None:
 
 
 def _note(source: str, there: bool) -> None:
-    from flowopd.stages.draft import check_shipped
+    from flowopd.hub import check_shipped
 
     check_shipped(source)
     if not there:

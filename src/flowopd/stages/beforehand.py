@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flowopd.configs import DistillConfig, MetricConfig, RewardConfig
 from flowopd.errors import ConfigError, DataError
-from flowopd.hub import located
+from flowopd.hub import check_shipped, located
 from flowopd.objectives import step_weights
 from flowopd.prompts import DATASET, Prompt, absent
 from flowopd.recipe import Recipe
@@ -50,11 +50,14 @@ def check(session: Session) -> None:
 def check_named(recipe: Recipe) -> None:
     """Refuse what a recipe names and has not; nothing is opened.
 
-    Raises ConfigError for an anchor that is no model of the recipe and a metric's owner that is no teacher, DataError
-    for a prompt file that is not there.
+    Raises ConfigError for an anchor that is no model of the recipe, a metric's owner that is no teacher and an expert
+    that does not ship, DataError for a prompt file that is not there.
     """
     check_anchor(recipe)
     check_owners(recipe)
+    for name, teacher in recipe.teachers.items():
+        for key, source in (("adapter", teacher.adapter), ("transformer", teacher.transformer)):
+            check_shipped(source or "", f"teachers.{name}.{key}: ")
     for files in recipe.prompts.values():
         for source in files.model_dump(exclude_none=True).values():
             if not source.startswith(DATASET) and not located(source).exists():

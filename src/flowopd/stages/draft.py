@@ -14,7 +14,7 @@ import yaml
 
 from flowopd.errors import CheckpointError, ConfigError
 from flowopd.gpus import CPU, GPUS, gpu_named
-from flowopd.hub import PACKAGE, is_local, located
+from flowopd.hub import PACKAGE, check_shipped, is_local, located
 from flowopd.lora_file import weights_file
 from flowopd.models.published import TRANSFORMERS
 from flowopd.models.source import CONFIG, INDEX
@@ -68,6 +68,7 @@ def hardware_names() -> list[str]:
 
 def check_base(name: str) -> None:
     """Raises ConfigError for a base that is no short name, nothing here, and cannot be on the hub."""
+    check_shipped(name)
     if name not in BASES and not is_there(name):
         raise ConfigError(f"base {name} is no folder here, and no hub id; give one, or {' or '.join(BASES)}")
 
@@ -85,12 +86,6 @@ def is_there(source: str) -> bool:
 def is_file_there(file: str) -> bool:
     """Whether a file of prompts lies here or in the package, or is a data set, which lies elsewhere."""
     return file.startswith(DATASET) or located(file).exists()
-
-
-def check_shipped(source: str) -> None:
-    """Raises ConfigError for a source of the package that does not ship with it."""
-    if source.startswith(PACKAGE) and not located(source).exists():
-        raise ConfigError(f"{source} does not ship with flowopd; take a path, a hub id, or a name that a recipe shows")
 
 
 def draft(wish: Wish, folder: Path = Path("runs/plan")) -> Draft:
