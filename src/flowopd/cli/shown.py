@@ -15,40 +15,55 @@ from flowopd.signals import is_first
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from flowopd.recipe import Recipe
     from flowopd.results import Results
     from flowopd.stages.doctor import Check
     from flowopd.stages.interference import Cosines
 
 WIDE = 120
-"""Columns of a table that goes to a file or another program."""
+"""Columns of a table that goes to a file or another program, if it fits."""
+
+LIMITLESS = 10_000
+"""Columns that no table has, to measure one, and to print one whole to a file."""
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 def show_results(results: Results) -> None:
-    """Print the table of models and metrics, and the gaps closed."""
-    from rich.box import HEAVY_HEAD, MARKDOWN
+    """Print the table of models by metrics, turned where it is too wide that way, and the gaps closed."""
     from rich.console import Console
-    from rich.table import Table
 
     from flowopd.processes import is_main
 
     people = sys.stdout.isatty()
-    console = Console(width=None if people else WIDE, quiet=not is_main())
-    table = Table(title="mean ± half of the 95 % interval", box=HEAVY_HEAD if people else MARKDOWN)
-    table.add_column("model")
-    for metric in results.metrics:
-        table.add_column(metric, justify="right")
-    for model, row in results.models.items():
-        table.add_row(model, *(str(row.get(metric, "")) for metric in results.metrics))
-    table.add_row("prompts", *(str(results.prompts[metric]) for metric in results.metrics))
-    console.print(table)
+    console = Console(width=None if people else LIMITLESS, quiet=not is_main())
+    models = {name: [str(row.get(metric, "")) for metric in results.metrics] for name, row in results.models.items()}
+    columns = {**models, "prompts": [str(results.prompts[metric]) for metric in results.metrics]}
+    by_model = [("model", *results.metrics), *((name, *cells) for name, cells in columns.items())]
+    by_metric = [("metric", *columns), *list(zip(*by_model, strict=True))[1:]]
+    tables = [_results_table(lines, people) for lines in (by_model, by_metric)]
+    widths = [console.measure(table, options=console.options.update(max_width=LIMITLESS)).maximum for table in tables]
+    fits = widths[0] <= (console.width if people else WIDE)
+    console.print(tables[0 if fits else widths.index(min(widths))])
     for metric, share in results.gap_closed.items():
         doubt = " (in doubt: the expert is not told from the base)" if metric in results.doubtful else ""
         why = results.settings.get("no_gap", {}).get(metric, "it is not defined")
         said = f"none, for {why}" if share is None else f"{share:.3f}"
         console.print(f"gap closed on {metric}: {said}{doubt}", soft_wrap=True)
+
+
+def _results_table(lines: Sequence[Sequence[str]], people: bool) -> Table:
+    from rich.box import HEAVY_HEAD, MARKDOWN
+    from rich.table import Table
+
+    table = Table(title="mean ± half of the 95 % interval", box=HEAVY_HEAD if people else MARKDOWN)
+    for i, head in enumerate(lines[0]):
+        table.add_column(head, justify="right" if i else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
 
 
 def show_cosines(measured: Sequence[Cosines]) -> None:
