@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from flowopd.identity import HARMLESS
 from flowopd.names import Name, Subfolder
@@ -263,7 +263,7 @@ class EvaluateConfig(Strict):
     models: tuple[str, ...] | None = Field(
         None, description="rows of the table, among them checkpoint:STAGE/STEP; none is all there are but checkpoints"
     )
-    checkpoints: bool | Annotated[int, Field(ge=1)] = Field(
+    checkpoints: StrictBool | Annotated[int, Field(ge=1)] = Field(
         False, description="judge all checkpoints that were kept too, or so many of each stage: quality against compute"
     )
 

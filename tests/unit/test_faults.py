@@ -32,6 +32,7 @@ CHANGES = {
     "coldstart={weights: {a: 1}}": "coldstart.kind is missing; add 'merge' or 'sft'",
     "coldstart={kind: merge, images: 3}": "unknown key 'coldstart.images'; the keys there are kind, rank, weights",
     "track=tensorboard": "track must be a list, got 'tensorboard'; write it as [tensorboard]",
+    "evaluate={metrics: {}, checkpoints: 0}": "evaluate.checkpoints must be true or false or at least 1, got '0'",
     "trust=null": "trust must be a list, got 'None'",
 }
 
