@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from flowopd.durable import is_made, make_folder, replace_text
+from flowopd.durable import is_made, make_folder
 from flowopd.errors import ConfigError
 from flowopd.hub import check_shipped
 from flowopd.identity import differences, training
 from flowopd.lock import held
 from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.processes import agreed, is_main, one_by_one, only_main, wait
+from flowopd.provenance import write_manifest
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Session
@@ -35,8 +31,6 @@ from flowopd.stages.sample import draw_wall
 from flowopd.stages.summary import WALL, write_summary
 from flowopd.stages.teacher import train_teacher
 from flowopd.tracking import say, warn
-
-LIBRARIES = ("flowopd", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | None:
@@ -54,8 +48,10 @@ def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | No
         planned = ", ".join(f"{stage} ({fate})" for stage, fate in foreseen(recipe, out))
         say(f"{session.out}: {planned}")
         train(session)
-        results = None if recipe.evaluate is None else judge(session, evaluated(session))
-        only_main(lambda: _write_manifest(session))
+        before = None if recipe.evaluate is None else evaluated(session)
+        results = None if recipe.evaluate is None else judge(session, before)
+        judged = ["eval"] if results is not None and before is None else []
+        only_main(lambda: write_manifest(session, judged))
     return results
 
 
@@ -86,6 +82,7 @@ def train(session: Session) -> None:
         warn(f"{busy.fact}: {busy.mend}")
     for stage in missing:
         stage.make(session)
+        only_main(partial(write_manifest, session, [stage.name]))
 
 
 def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -155,7 +152,7 @@ def _claim(session: Session) -> None:
         refuse_other(session.out, session.recipe)
         make_folder(session.out)
         if is_main() and not _trained(session.out):
-            _write_manifest(session)
+            write_manifest(session)
 
 
 def refuse_other(out: Path, recipe: Recipe) -> None:
@@ -205,35 +202,3 @@ def refuse_changes(session: Session) -> None:
     changed = differences(manifest_recipe(session.out).parts(*RUN) | then, session.recipe.parts(*RUN) | now)
     if changed:
         raise ConfigError(f"{session.out} was trained with another {changed}; restore it, or choose another --out")
-
-
-def _write_manifest(session: Session) -> None:
-    replace_text(session.out / MANIFEST, json.dumps(_manifest(session), indent=1))
-
-
-def _manifest(session: Session) -> dict[str, object]:
-    recipe = session.recipe
-    there = [name for name in recipe.teachers if session.whole_teacher(name) or session.teacher_folder(name).exists()]
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "loss_form": f"{recipe.distill.loss}, weighting {recipe.distill.weighting}" if recipe.distill else None,
-        "sha256": session.hashes(there),
-        "sha256_prompts": session.prompt_hashes(),
-        "git_commit": _commit(),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "hardware": {
-            "device": str(session.model.device),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that flowopd runs from, None where it is installed as a package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -74,6 +74,7 @@ RUNNING = (
     "records",
     "results",
     "session",
+    "provenance",
     "stages",
     "pipeline",
     "fields",
