@@ -152,7 +152,9 @@ def bootstrap_grouped(
     return Estimate(mean=float(values @ shares), ci95=(low, high), n=len(values))
 
 
-def bootstrap_average(values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]]) -> Estimate:
+def bootstrap_average(
+    values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]], resamples: int = 2000
+) -> Estimate:
     """The mean over metrics of each one's mean over its groups, from a value and a group for each of its prompts.
 
     It is as much worth as its smallest metric: `n` is the prompts of that one. Raises DataError as `bootstrap_grouped`
@@ -160,7 +162,7 @@ def bootstrap_average(values: Mapping[str, np.ndarray], groups: Mapping[str, Seq
     """
     joint = np.concatenate([[f"{name}/{group}" for group in groups[name]] for name in values])
     shares = {f"{name}/{group}": 1 / len(set(groups[name])) for name in values for group in groups[name]}
-    whole = bootstrap_grouped(np.concatenate(list(values.values())), joint, weights=shares)
+    whole = bootstrap_grouped(np.concatenate(list(values.values())), joint, resamples=resamples, weights=shares)
     return whole.model_copy(update={"n": min(map(len, values.values()))})
 
 

@@ -43,31 +43,62 @@ class Table(Strict):
     metrics: tuple[str, ...] | None = Field(None, description="columns; none is all")
 
 
-class Claim(Strict):
-    """What is held to be true: `of` is above `over` by `at_least`. Both are ROW/MODEL.
-
-    On the mean over `metrics`, by default those of the average. The difference is taken prompt by prompt; where `over`
-    has metrics of its own, it is the ratio of the two means.
-    """
+class Held(Strict):
+    """What is held to be true of two lines, ROW/MODEL each, in the words of `says`; `afterwards` if it was found in
+    results and not asked of them."""
 
     says: str
     of: str
     over: str
+    afterwards: bool = False
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines that it speaks of."""
+        return self.of, self.over
+
+
+class Claim(Held):
+    """`of` is above `over` by `at_least`, on the mean over `metrics`, by default those of the average.
+
+    The difference is taken prompt by prompt; where `over` has metrics of its own, it is the ratio of the two means.
+    """
+
     metrics: tuple[str, ...] = ()
     over_metrics: tuple[str, ...] | None = None
     at_least: float = 0.0
 
+    @property
+    def asked(self) -> float:
+        """What the measurement must be, or more."""
+        return self.at_least
 
-class Reach(Strict):
-    """What is held to be true of two rows' trainings: `of` reaches the best average of `over` within a share of the
-    passes that `over` took to it, .1 for a tenth.
+
+class Closes(Held):
+    """`of` closes a share, `closes`, of the gap between the base `over` and an `expert`, on one metric."""
+
+    expert: str
+    metric: str
+    closes: float
+
+    @property
+    def asked(self) -> float:
+        """What the measurement must be, or more."""
+        return self.closes
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines that it speaks of."""
+        return self.of, self.over, self.expert
+
+
+class Reach(Held):
+    """`of` reaches the best average of `over`, rows both, within a share of the passes that `over` took to it, .1 for a
+    tenth.
 
     Both rows need their curves: `evaluate.checkpoints`.
     """
 
-    says: str
-    of: str
-    over: str
     within: float = Field(gt=0)
 
 
@@ -92,16 +123,20 @@ class Pictures(Strict):
     )
 
 
-ABOVE, WITHIN = "a claim", "a claim within"
-"""Tags of the two kinds of claims, and of nothing else."""
+ABOVE, WITHIN, CLOSING = "a claim", "a claim within", "a claim that closes"
+"""Tags of the kinds of claims, and of nothing else."""
 
 
 def _kind(claim: Any) -> str:
     """The tag of a claim, which its keys tell."""
-    return WITHIN if isinstance(claim, Reach) or (isinstance(claim, Mapping) and "within" in claim) else ABOVE
+    keys = claim if isinstance(claim, Mapping) else dict(claim) if isinstance(claim, Held) else ()
+    return WITHIN if "within" in keys else CLOSING if "closes" in keys else ABOVE
 
 
-AnyClaim = Annotated[Annotated[Claim, Tag(ABOVE)] | Annotated[Reach, Tag(WITHIN)], Discriminator(_kind)]
+AnyClaim = Annotated[
+    Annotated[Claim, Tag(ABOVE)] | Annotated[Reach, Tag(WITHIN)] | Annotated[Closes, Tag(CLOSING)],
+    Discriminator(_kind),
+]
 
 
 class Suite(Strict):
@@ -116,12 +151,15 @@ class Suite(Strict):
     @model_validator(mode="after")
     def _names_its_rows(self) -> Suite:
         shown = [row for table in self.tables.values() for row in table.rows]
-        claimed = [parted(name)[0] for claim in self.claims for name in (claim.of, claim.over)]
+        claimed = [parted(name)[0] for claim in self.claims for name in claim.lines]
         drawn = [parted(name)[0] for name in (*(self.pictures.interference or ()), *(self.pictures.wall or ()))]
+        drawn += [row for row in (self.pictures.forgetting, self.pictures.gaps) if row is not None]
         spent = (*self.compute.rows, self.compute.experts, self.compute.reach) if self.compute else ()
         unknown = [row for row in (*shown, *claimed, *drawn, *spent) if row is not None and row not in self.rows]
         if unknown:
             raise ValueError(f"there is no row {unknown[0]!r} to show; the rows are {', '.join(self.rows)}")
+        if self.pictures.seesaw not in (None, *self.tables):
+            raise ValueError(f"there is no table {self.pictures.seesaw!r} to draw; there are {', '.join(self.tables)}")
         return self
 
 

@@ -17,7 +17,7 @@ from flowopd.stages.study import STUDY, Study, page, write_page, write_study
 from flowopd.stages.study.effort import best, first_as_good, reached
 from flowopd.stages.study.gather import gather
 from flowopd.stages.study.pictures import compute, gaps
-from flowopd.stages.study.records import Gap, Spot
+from flowopd.stages.study.records import Cost, Gap, Spot
 from flowopd.stages.workload import workloads
 from flowopd.suite import Compute, Reach, load_runs
 
@@ -64,6 +64,10 @@ def studied(world, tmp_path_factory):
             {"says": "later", "of": "later/student", "over": "experts/base"},
             {"says": "as soon as itself", "of": "student", "over": "student", "within": 1},
             {"says": "later within", "of": "later", "over": "student", "within": 0.1},
+            {
+                **{"says": "all of the gain", "of": "student/student", "over": "experts/base", "afterwards": True},
+                **{"expert": "experts/teacher:quality", "metric": "quality", "closes": 1},
+            },
         ],
         "pictures": {
             "wall": ["experts/base", "student/student", "later/student"],
@@ -107,13 +111,13 @@ def test_a_line_of_two_seeds_is_their_mean_with_each_seed_s_own(studied, study):
 
 def test_what_is_not_run_is_missing(study):
     assert study.missing == ["later/seed-0"]
-    assert study.verdicts[3].measured is None and study.verdicts[3].holds is None
+    assert study.verdicts[3].measured is None and study.verdicts[3].standing is None
 
 
 def test_a_claim_is_measured_prompt_by_prompt(studied, study):
     above = study.lines["student/student"].metrics[AVERAGE].mean - study.lines["experts/base"].metrics[AVERAGE].mean
-    assert study.verdicts[0].measured.mean == pytest.approx(above) and study.verdicts[0].holds
-    assert study.verdicts[1].holds is False
+    assert study.verdicts[0].measured.mean == pytest.approx(above) and study.verdicts[0].standing == "holds"
+    assert study.verdicts[1].standing == "fails"
     scores = [json.loads((studied / "runs" / row / "scores.json").read_text()) for row in ("student/seed-0",)]
     assert study.verdicts[1].measured.n == len(scores[0]["student"]["quality"])
 
@@ -123,6 +127,94 @@ def test_a_ratio_is_that_of_the_means(study):
     measured = study.verdicts[2].measured
     assert measured.mean == pytest.approx(metrics["quality"].mean / metrics["unlearnt"].mean)
     assert measured.ci95[0] <= measured.mean <= measured.ci95[1]
+
+
+def test_a_share_of_a_gain_is_that_of_the_means(study):
+    base, expert = (study.lines[f"experts/{model}"].metrics["quality"].mean for model in ("base", "teacher:quality"))
+    verdict, line = study.verdicts[6], study.lines["student/student"]
+    if expert > base:
+        assert verdict.measured.mean == pytest.approx((line.metrics["quality"].mean - base) / (expert - base))
+        assert verdict.measured.ci95[0] <= verdict.measured.mean <= verdict.measured.ci95[1]
+        own = [(means["quality"] - base) / (expert - base) for means in line.by_seed.values()]
+        assert np.mean(verdict.over_seeds) == pytest.approx(np.mean(own))
+    else:
+        assert verdict.measured is None
+
+
+def changed_suite(studied, tmp_path, **changes):
+    """The suite with other values at some keys, beside the recipes of the first."""
+    for name in ("student.yaml", "experts.yaml", "teachers.yaml"):
+        shutil.copy(studied / name, tmp_path)
+    (tmp_path / "all.yaml").write_text(json.dumps(json.loads((studied / "all.yaml").read_text()) | changes))
+    return tmp_path / "all.yaml"
+
+
+@pytest.mark.parametrize(
+    ("claim", "fault"),
+    [
+        ({"over": "experts/bse"}, r"claim 'S': row 'experts' has no model 'bse'; it has: base, "),
+        ({"over": "experts/base", "metrics": ["qualty"]}, r"row 'student' has no metric 'qualty' to claim; it has: "),
+    ],
+)
+def test_a_claim_of_what_there_is_not_is_refused(studied, tmp_path, claim, fault):
+    suite = changed_suite(studied, tmp_path, claims=[{"says": "S", "of": "student/student", **claim}])
+    with pytest.raises(ConfigError, match=fault):
+        gather(suite, studied / "docs" / "results")
+
+
+def test_seeds_that_are_one_measurement_count_once(studied, tmp_path):
+    results = shutil.copytree(studied / "docs" / "results", tmp_path / "results")
+    fixed = json.loads((results / "experts" / "seed-0" / "scores.json").read_text())["base"]
+    for seed in (0, 1):
+        file = results / "student" / f"seed-{seed}" / "scores.json"
+        file.write_text(json.dumps({"student": json.loads(file.read_text())["student"], "fixed": fixed}))
+    found = gather(studied / "all.yaml", results)
+    assert list(found.lines["student/fixed"].by_seed) == [0] and list(found.lines["student/student"].by_seed) == [0, 1]
+
+
+def test_a_table_of_another_split_is_not_taken_for_the_row(studied, tmp_path, capsys):
+    runs = shutil.copytree(studied / "runs", tmp_path / "runs")
+    file = runs / "student" / "seed-0" / "results.json"
+    tree = json.loads(file.read_text())
+    tree["settings"]["evaluate"]["split"] = "rewritten"
+    file.write_text(json.dumps(tree))
+    change = "evaluate.split ('rewritten' -> 'test')"
+    found = gather(studied / "all.yaml", runs)
+    assert found.stale == {"student/seed-0": change} and list(found.lines["student/student"].by_seed) == [1]
+    write_study(studied / "all.yaml", runs, tmp_path / "docs")
+    assert "student/seed-0" in Study.load(tmp_path / "docs" / "results" / STUDY).missing
+    assert f"student/seed-0 is left out: it was made before a change of {change}" in capsys.readouterr().err
+
+
+def test_a_cell_has_the_range_of_its_seeds(studied, study):
+    line = study.lines["student/student"]
+    text = (studied / "docs" / "RESULTS.md").read_text()
+    own = [means["quality"] for means in line.by_seed.values()]
+    assert f"{line.metrics['quality']} ({min(own):.3f} to {max(own):.3f})" in text
+    assert f"| {study.lines['experts/base'].metrics['quality']} |" in text
+
+
+def test_checkpoints_that_are_not_judged_yet_are_said(studied, tmp_path):
+    results = shutil.copytree(studied / "docs" / "results", tmp_path / "results")
+    (results / "student" / "seed-1" / CURVE).unlink()
+    found = gather(studied / "all.yaml", results)
+    assert found.curveless == ["student/seed-1"] and "the checkpoints of `student/seed-1`" in page(found, {})
+
+
+def test_the_page_says_what_made_each_run(studied, study):
+    manifest = json.loads((studied / "runs" / "student" / "seed-0" / "manifest.json").read_text())
+    assert set(manifest["made"]) == {"coldstart", "distill", "eval"}
+    made = study.made["student/seed-0"]
+    assert [commit.rstrip("*") for commit in made.commits] == [str(manifest["git_commit"])[:10]]
+    assert manifest["hardware"]["processor"] in made.machines[0]
+    text = (studied / "docs" / "RESULTS.md").read_text()
+    assert f"| student/seed-0 | {made.commits[0]} | {made.machines[0]} |" in text
+
+
+def test_a_drawing_that_is_not_the_others_is_said(study):
+    unlike = study.drawing["student"].model_copy(update={"guidance": 2.0})
+    text = page(study.model_copy(update={"drawing": {**study.drawing, "later": unlike}}), {})
+    assert "; but later one picture a prompt in" in text and "at guidance 2." in text
 
 
 def test_costs_are_the_planned_passes_and_the_logged_seconds(studied, study):
@@ -140,7 +232,7 @@ def test_the_page_shows_every_table_claim_and_figure(studied, study):
     text = (studied / "docs" / "RESULTS.md").read_text()
     for words in ("## Main", "All of it.", "| base |", "| student |", "student above base", "`later/seed-0`"):
         assert words in text
-    assert "**does not hold**" in text and "not measured yet" in text
+    assert "**fails**" in text and "not measured yet" in text and "all of the gain (found afterwards)" in text
     for figure in ("wall", "forgetting", "gaps", "compute", "interference"):
         assert f"](results/{figure}.png)" in text and (studied / "docs" / "results" / f"{figure}.png").stat().st_size
 
@@ -221,7 +313,7 @@ def test_a_study_that_is_not_there_or_no_study_is_refused(tmp_path):
 
 
 def test_a_study_without_runs_has_an_honest_page(studied, study):
-    nothing = {"lines": {}, "costs": {}, "gaps": {}, "curves": {}, "interference": {}, "verdicts": []}
+    nothing = {"lines": {}, "costs": {}, "gaps": {}, "curves": {}, "interference": {}, "verdicts": [], "columns": {}}
     empty = study.model_copy(update={**nothing, "missing": ["a/seed-0"], "stale": {}})
     text = page(empty, {})
     assert "Not run yet" in text and "## Main" not in text
@@ -253,7 +345,7 @@ def test_the_last_spot_closes_the_gap_as_the_row_does(study):
 
 
 def test_a_claim_of_compute_is_measured_where_both_curves_are_there(study):
-    itself, later = study.verdicts[4:]
+    itself, later = study.verdicts[4:6]
     assert itself.holds and itself.first == itself.best == best(study.curves["student"])
     assert later.holds is None and later.best is not None
 
@@ -294,20 +386,24 @@ def test_the_page_tells_who_reaches_whom_when(study):
     asked = Compute(rows=("student", "mix", "weak"), reach="mix")
     verdict = reached(Reach(says="in a fifth", of="student", over="mix", within=0.2), curves)
     never = reached(Reach(says="never so good", of="mix", over="student", within=0.2), curves)
-    changes = {"curves": curves, "compute": asked, "verdicts": [verdict, never]}
+    costs = {"student": Cost(seconds=8, passes={}, taught=1000), "mix": Cost(seconds=0, passes={})}
+    changes = {"curves": curves, "compute": asked, "verdicts": [verdict, never], "costs": costs}
     text = page(study.model_copy(update=changes), {})
-    assert "| in a fifth | 20% of the passes | 20.0% |  | **holds** |" in text
-    assert "| never so good | 20% of the passes | never |  | **does not hold** |" in text
-    assert "| student | 0.750 |  | distill 4 | 400 | 8 | distill 4 | 400 | 8 | 20.0% |  |" in text
-    assert "| mix | 0.700 |  | distill 20 | 2,000 |  | distill 20 | 2,000 |  | 100.0% |  |" in text
+    assert "| in a fifth | 20% of the passes | 20.0% |  |  | **holds** |" in text
+    assert "| never so good | 20% of the passes | never |  |  | **fails** |" in text
+    assert "| student | 0.750 |  | distill 4 | 400 | 8 | 1,400 | 0.500 (1,000) | distill 4 | 400 | 20.0% |" in text
+    assert "| mix | 0.700 |  | distill 20 | 2,000 |  | 2,000 | 0.700 (2,000) | distill 20 | 2,000 | 100.0% |" in text
     assert "0.700 after" in text and "| weak |" not in text
 
 
 def test_a_figure_of_compute_has_a_line_a_row_and_leaves_out_what_is_not_known(study):
     asked = Compute(rows=("slow", "fast", "gone"))
-    shown = study.model_copy(update={"curves": {"slow": CURVES["slow"], "fast": CURVES["fast"]}})
+    costs = {"slow": Cost(seconds=0, passes={}), "fast": Cost(seconds=0, passes={}, taught=1000)}
+    shown = study.model_copy(update={"curves": {"slow": CURVES["slow"], "fast": CURVES["fast"]}, "costs": costs})
     by_passes, by_seconds = compute(shown, asked).axes
-    assert [len(line.get_xdata()) for line in by_passes.get_lines()] == [4, 4]
+    assert [len(line.get_xdata()) for line in by_passes.get_lines()] == [4, 4, 4]
+    after_experts = by_passes.get_lines()[2]
+    assert after_experts.get_linestyle() == "--" and list(after_experts.get_xdata()) == [1000, 1100, 1200, 1300]
     assert [len(line.get_xdata()) for line in by_seconds.get_lines()] == [0, 0]
     assert compute(study.model_copy(update={"curves": {}}), asked) is None
 
@@ -322,17 +418,36 @@ def test_gaps_are_shown_with_the_share_that_closed(study):
 def test_interference_is_that_of_the_row_s_run(studied, study):
     own = Interference.load(studied / "runs" / "student" / "seed-1" / INTERFERENCE).measured
     assert study.interference == {"student/student": list(own)}
-    text = (studied / "docs" / "RESULTS.md").read_text()
-    assert f"| student/student | distill | {own[0].same:+.3f} | {own[0].others:+.3f} |" in text
 
 
-def test_a_ratio_of_cosines_needs_a_gradient_that_is_known(study):
-    unknown = [[None, 0.1], [0.1, None]]
-    one = Cosines(
-        stage="grpo_mix", model="student", seed=0, repeats=1, tasks=["a", "b"], mean=unknown, spread=unknown, norms={}
+def cosines(mean, spread, tasks=("a", "b"), repeats=4):
+    """A measurement of two tasks."""
+    return Cosines(
+        **{"stage": "grpo_mix", "model": "student", "seed": 0, "repeats": repeats, "tasks": list(tasks)},
+        **{"mean": mean, "spread": spread, "norms": {}},
     )
-    text = page(study.model_copy(update={"interference": {"x/student": [one]}}), {})
-    assert "| x/student | grpo_mix |  | +0.100 |  | 1 |" in text
+
+
+def test_cosines_are_told_pair_by_pair_and_without_their_noise(study):
+    known = cosines([[0.5, -0.2], [-0.2, 0.32]], [[0.1, 0.04], [0.04, 0.1]])
+    noise = cosines([[0.09, -0.2], [-0.2, 0.32]], [[0.1, 0.04], [0.04, 0.1]])
+    absent = cosines([[None, 0.1], [0.1, None]], [[None, None], [None, None]])
+    text = page(study.model_copy(update={"interference": {"x/student": [known, noise, absent]}}), {})
+    assert "| x/student | grpo_mix | +0.32 to +0.50 | -0.20 ± 0.04 (-0.50) | 4 |" in text
+    assert "| x/student | grpo_mix | +0.09 to +0.32 | -0.20 ± 0.04 | 4 |" in text
+    assert "| x/student | grpo_mix |  |  | 4 |" in text
+
+
+def test_a_cosine_without_noise_is_that_of_the_gradients_that_noise_was_added_to():
+    generator = np.random.default_rng(0)
+    a, b = np.array([1.0, 0, 0, 0]), np.array([-0.6, 0.8, 0, 0])
+    batches = [[side + generator.normal(size=(2000, 4)) for side in (a, b)] for _ in range(2)]
+    unit = [[one / np.linalg.norm(one, axis=1, keepdims=True) for one in pair] for pair in batches]
+    every = np.array([[(unit[0][i] * unit[1][j]).sum(1) for j in (0, 1)] for i in (0, 1)])
+    mean = (every.mean(2) + every.mean(2).T) / 2
+    found = cosines(mean.tolist(), every.std(2, ddof=1).tolist(), repeats=2000)
+    assert abs(mean[0, 1]) < 0.3
+    assert found.without_noise("a", "b") == pytest.approx(a @ b, abs=0.06)
 
 
 def test_what_the_experts_took_stands_beside_what_their_student_took(study, studied):

@@ -44,7 +44,7 @@ SUITES = {
     ROW + "claims: [{says: s, of: a, over: a, withn: 1}]": "unknown key 'claims.0.withn'; did you mean 'within'?",
     ROW + "claims: [{says: s, of: a, over: a, within: 1, at_least: 1}]": "unknown key 'claims.0.at_least'; it does "
     "not go with the other keys there",
-    ROW + "claims: [7]": "claims.0 must be a mapping of keys, got '7'; its keys are at_least, ",
+    ROW + "claims: [7]": "claims.0 must be a mapping of keys, got '7'; its keys are afterwards, at_least, ",
 }
 
 

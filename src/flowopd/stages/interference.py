@@ -63,15 +63,21 @@ class Cosines(Record):
     spread: Matrix
     norms: dict[str, float]
 
-    @property
-    def same(self) -> float | None:
-        """The mean over tasks of the cosine between two batches of one task."""
-        return _mean([row[i] for i, row in enumerate(self.mean)])
+    def cosine(self, a: str, b: str) -> tuple[float, float] | None:
+        """That of two tasks, or of two batches of one, with its standard error over the repeats; None if not known."""
+        i, j = self.tasks.index(a), self.tasks.index(b)
+        mean, spread = self.mean[i][j], self.spread[i][j]
+        return None if mean is None or spread is None else (mean, spread / self.repeats**0.5)
 
-    @property
-    def others(self) -> float | None:
-        """The mean over pairs of tasks."""
-        return _mean([value for i, row in enumerate(self.mean) for j, value in enumerate(row) if i != j])
+    def without_noise(self, a: str, b: str) -> float | None:
+        """What the cosine of two tasks comes to where batches are so large that two of one task agree.
+
+        None where a gradient is not told from noise: two batches of its task agree by less than two standard errors.
+        """
+        between, own = self.cosine(a, b), [self.cosine(task, task) for task in (a, b)]
+        if between is None or any(one is None or one[0] <= 2 * one[1] for one in own):
+            return None
+        return between[0] / float(np.sqrt(np.prod([one[0] for one in own if one is not None])))
 
 
 class Interference(File):
@@ -181,11 +187,6 @@ def _over_repeats(values: np.ndarray, statistic: Callable[[np.ndarray], float], 
     _, rows, columns = values.shape
     finite = [[values[np.isfinite(values[:, i, j]), i, j] for j in range(columns)] for i in range(rows)]
     return [[float(statistic(one)) if len(one) >= least else None for one in row] for row in finite]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _of_distillation(session: Session) -> Tasks:

@@ -45,6 +45,11 @@ def first_as_good(curve: Sequence[Spot], average: float) -> Spot | None:
     return next((spot for spot in curve if spot.average >= average), None)
 
 
+def after_passes(curve: Sequence[Spot], passes: float) -> Spot | None:
+    """The last spot that had taken so many passes or fewer."""
+    return max((spot for spot in curve if spot.passes <= passes), key=lambda spot: spot.passes, default=None)
+
+
 def reached(claim: Reach, curves: Mapping[str, Sequence[Spot]]) -> Reached:
     """The claim with what was measured, as far as both rows have their curves."""
     of, over = (curves.get(name, ()) for name in (claim.of, claim.over))

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowopd.manifest import read_manifest
-from flowopd.results import TEACHER, Estimate, bootstrap_average
+from flowopd.results import TEACHER
 from flowopd.session import Session
-from flowopd.stages.curve import Yardstick, yardstick
-from flowopd.stages.evaluate import PER_PROMPT
+from flowopd.stages.curve import CURVE, Yardstick, yardstick
 from flowopd.stages.interference import INTERFERENCE, Cosines, Interference
-from flowopd.stages.judging import Scores, counted, estimated, groups_of
 from flowopd.stages.report.contents import read_rows
 from flowopd.stages.report.series import elapsed, gap_curves, gap_tables
-from flowopd.stages.sample import evaluation_prompts, metric_prompts
+from flowopd.stages.study.claims import verdict
 from flowopd.stages.study.effort import reached, spots
+from flowopd.stages.study.judged import Judged
 from flowopd.stages.study.keep import changes, is_done
-from flowopd.stages.study.records import Cost, Gap, Line, Spot, Study, Verdict
+from flowopd.stages.study.records import Column, Cost, Gap, Line, Made, Spot, Study
 from flowopd.stages.study.wall import gathered
 from flowopd.stages.workload import workloads
-from flowopd.suite import Claim, Reach, Run, Suite, experts_recipe, load_runs, load_suite, parted
+from flowopd.suite import Reach, Run, Suite, experts_recipe, load_runs, load_suite, parted
 
 POINTS = 120
 """Points of a curve that a study keeps at most."""
@@ -40,29 +39,23 @@ def gather(path: Path, out: Path) -> Study:
     stale = {name_of(run): changed for run in runs if is_done(run) and (changed := changes(run))}
     done = [run for run in runs if is_done(run) and name_of(run) not in stale]
     rows = {name: mine for name in suite.rows if (mine := [run for run in done if run.row == name])}
-    scores = {name: _scores(mine) for name, mine in rows.items()}
-    judged = {name: _Judged(mine[0]) for name, mine in rows.items()}
-    lines = {
-        f"{row}/{model}": _line(judged[row], by_seed)
-        for row, models in scores.items()
-        for model, by_seed in models.items()
-    }
+    judged = {name: Judged(mine) for name, mine in rows.items()}
+    lines = {f"{row}/{model}": mine.line(model) for row, mine in judged.items() for model in mine.models}
     curves, experts = _curves(suite, rows, lines), _experts(suite, path)
-    manifests = [read_manifest(run.folder) for run in done]
     return Study(
         suite=f"{path.parent.name}/{path.name}",
-        commits=sorted({str(manifest["git_commit"]) for manifest in manifests}),
-        hardware=sorted({json.dumps(manifest["hardware"], sort_keys=True) for manifest in manifests}),
+        made={name_of(run): _made(read_manifest(run.folder)) for run in done},
         rows=suite.rows,
         tables=suite.tables,
         pictures=suite.pictures,
+        columns=_columns(judged.values()),
+        drawing={name: row.drawing for name, row in judged.items()},
         lines=lines,
         costs={row: _cost(mine, experts) for row, mine in rows.items()},
         experts=experts,
         gaps={row: gap for row, mine in rows.items() if (gap := _gap(mine[0])) is not None},
         verdicts=[
-            reached(claim, curves) if isinstance(claim, Reach) else _verdict(claim, scores, judged)
-            for claim in suite.claims
+            reached(claim, curves) if isinstance(claim, Reach) else verdict(claim, judged) for claim in suite.claims
         ],
         compute=suite.compute,
         curves=curves,
@@ -70,12 +63,35 @@ def gather(path: Path, out: Path) -> Study:
         wall=gathered(suite.pictures.wall or (), done, out),
         stale=stale,
         missing=[name_of(run) for run in runs if not is_done(run)],
+        curveless=[name_of(run) for run in done if _lacks_curve(run)],
     )
 
 
 def name_of(run: Run) -> str:
     """A run as a page names it."""
     return f"{run.row}/seed-{run.seed}"
+
+
+def _lacks_curve(run: Run) -> bool:
+    """Whether a run's checkpoints are to be judged and are not."""
+    asked = run.recipe.evaluate is not None and run.recipe.evaluate.checkpoints is not False
+    return asked and not (run.folder / CURVE).exists()
+
+
+def _made(manifest: Mapping[str, Any]) -> Made:
+    """What made a run's stages; of a manifest that does not tell them apart, what wrote it."""
+    makers = [*manifest.get("made", {}).values()] or [manifest]
+    commits = [f"{str(one['git_commit'])[:10]}{'*' if one.get('git_changed') else ''}" for one in makers]
+    machines = [", ".join(f"{name} {value}" for name, value in one["hardware"].items()) for one in makers]
+    return Made(commits=list(dict.fromkeys(commits)), machines=list(dict.fromkeys(machines)))
+
+
+def _columns(rows: Iterable[Judged]) -> dict[str, Column]:
+    """What each metric is, in the first row that has it."""
+    found: dict[str, Column] = {}
+    for row in rows:
+        found |= {name: column for name, column in row.columns().items() if name not in found}
+    return found
 
 
 def _curves(suite: Suite, rows: Mapping[str, Sequence[Run]], lines: Mapping[str, Line]) -> dict[str, list[Spot]]:
@@ -99,69 +115,6 @@ def _interference(suite: Suite, runs: Sequence[Run]) -> dict[str, list[Cosines]]
                 mine = [one for one in Interference.load(file).measured if one.model == model]
                 found |= {name: mine} if mine else {}
     return found
-
-
-class _Judged:
-    """What a row was judged on: the groups of every metric's prompts, and which metrics are averaged."""
-
-    def __init__(self, run: Run) -> None:
-        self.config = run.recipe.evaluate
-        prompts = evaluation_prompts(Session(run.recipe, run.folder), self.config)
-        self.prompts = metric_prompts(self.config, prompts)
-        self.groups = {name: groups_of(self.config.metrics[name], mine) for name, mine in self.prompts.items()}
-        self.counted = counted(self.config)
-
-    def estimates(self, scores: Scores) -> dict[str, Estimate]:
-        return estimated(self.config, self.prompts, scores)
-
-    def average(self, scores: Scores, metrics: Sequence[str]) -> Estimate:
-        names = metrics or self.counted
-        return bootstrap_average({name: scores[name] for name in names}, self.groups)
-
-
-def _scores(runs: Sequence[Run]) -> dict[str, dict[int, Scores]]:
-    """{model: {seed: scores}} of the runs of a row."""
-    found: dict[str, dict[int, Scores]] = {}
-    for run in runs:
-        for model, row in json.loads((run.folder / PER_PROMPT).read_text()).items():
-            found.setdefault(model, {})[run.seed] = {name: np.asarray(values) for name, values in row.items()}
-    return found
-
-
-def _mean(by_seed: Mapping[int, Scores]) -> Scores:
-    """Each prompt's mean over the seeds."""
-    first = next(iter(by_seed.values()))
-    return {name: np.mean([scores[name] for scores in by_seed.values()], axis=0) for name in first}
-
-
-def _line(judged: _Judged, by_seed: Mapping[int, Scores]) -> Line:
-    seeds = {
-        seed: {name: estimate.mean for name, estimate in judged.estimates(scores).items()}
-        for seed, scores in by_seed.items()
-    }
-    return Line(metrics=judged.estimates(_mean(by_seed)), by_seed=seeds)
-
-
-def _verdict(
-    claim: Claim, scores: Mapping[str, Mapping[str, Mapping[int, Scores]]], judged: Mapping[str, _Judged]
-) -> Verdict:
-    """The claim with what was measured, as far as both its lines are there."""
-    places = [parted(name) for name in (claim.of, claim.over)]
-    if any(model not in scores.get(row, {}) for row, model in places):
-        return Verdict(claim=claim, measured=None)
-    (of_row, of), (over_row, over) = places
-    above, below = _mean(scores[of_row][of]), _mean(scores[over_row][over])
-    if claim.over_metrics is None:
-        difference = {name: above[name] - below[name] for name in above if name in below}
-        return Verdict(claim=claim, measured=judged[of_row].average(difference, claim.metrics))
-    a, b = judged[of_row].average(above, claim.metrics), judged[over_row].average(below, claim.over_metrics)
-    return Verdict(claim=claim, measured=_ratio(a, b))
-
-
-def _ratio(a: Estimate, b: Estimate) -> Estimate:
-    """a / b; its interval is as wide as the two intervals allow, hence conservative."""
-    (low, high), (least, most) = a.ci95, b.ci95
-    return Estimate(mean=a.mean / b.mean, ci95=(low / most, high / least), n=min(a.n, b.n))
 
 
 def _cost(runs: Sequence[Run], experts: Mapping[str, float]) -> Cost:

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd.durable import replace_bytes
+from flowopd.durable import remove_folder, replace_bytes
 from flowopd.identity import differences, lasting, training
 from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.recipe import Recipe, make_recipe
+from flowopd.results import Results
+from flowopd.session import Session
 from flowopd.stages.curve import CURVE
 from flowopd.stages.evaluate import PER_PROMPT, RESULTS
 from flowopd.stages.interference import INTERFERENCE
+from flowopd.stages.judging import settings_of
 from flowopd.stages.study.wall import tiles_of
 from flowopd.suite import Run, load_runs, load_suite, parted
+from flowopd.tracking import warn
 
 FOUND = (MANIFEST, RESULTS, PER_PROMPT, "metrics.jsonl", CURVE, INTERFERENCE)
 """The files of a run that a study reads."""
@@ -28,7 +32,10 @@ def keep(suite: Path, runs: Path, folder: Path) -> None:
     """
     wall = load_suite(suite).pictures.wall or ()
     for run, kept in zip(load_runs(suite, runs), load_runs(suite, folder), strict=True):
-        if is_done(run) and not changes(run) and run.folder != kept.folder:
+        changed = changes(run) if is_done(run) else ""
+        if changed:
+            warn(f"{run.folder} is left out: it was made before a change of {changed}")
+        elif is_done(run) and run.folder != kept.folder:
             shown = [model for row, model in map(parted, wall) if row == run.row]
             _copy(run, kept, (*FOUND, *tiles_of(run, shown)))
 
@@ -36,8 +43,7 @@ def keep(suite: Path, runs: Path, folder: Path) -> None:
 def _copy(run: Run, kept: Run, names: Sequence[str]) -> None:
     """Copy these files of a run, as far as it has them; of another run in its place nothing stays."""
     if is_done(kept) and (kept.folder / RESULTS).read_bytes() != (run.folder / RESULTS).read_bytes():
-        for name in FOUND:
-            (kept.folder / name).unlink(missing_ok=True)
+        remove_folder(kept.folder)
     for name in names:
         if (run.folder / name).exists():
             replace_bytes(kept.folder / name, (run.folder / name).read_bytes())
@@ -49,10 +55,20 @@ def is_done(run: Run) -> bool:
 
 
 def changes(run: Run) -> str:
-    """How the recipe that a run was made by differs from the suite's in what its numbers depend on; empty if it does
-    not. Raises ConfigError if its folder holds no run, DataError for a damaged manifest."""
+    """How what a run was made by, and what its table was judged on, differ from the suite's recipe in what its numbers
+    depend on; empty if they do not.
+
+    Raises ConfigError if its folder holds no run, DataError for a damaged manifest or table.
+    """
     made = make_recipe(read_manifest(run.folder)["recipe"], (), str(run.folder / MANIFEST))
-    return differences(_depends(made), _depends(run.recipe))
+    return differences(_depends(made), _depends(run.recipe)) or differences(*_judged(run))
+
+
+def _judged(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's table was judged on, and what the suite's recipe asks for: prompts, base, experts and settings."""
+    found, config = Results.load(run.folder / RESULTS), run.recipe.evaluate
+    asked = {} if config is None else settings_of(Session(run.recipe, run.folder), config, list(found.models))
+    return {key: found.settings.get(key) for key in asked}, dict(asked)
 
 
 def _depends(recipe: Recipe) -> dict[str, Any]:

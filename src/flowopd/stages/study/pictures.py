@@ -54,11 +54,12 @@ def _wall(study: Study, folder: Path) -> dict[str, str]:
 
 
 CAPTIONS = {
-    "compute": "Quality against compute: every checkpoint by what its training had taken",
-    "wall": "The same prompts and seeds through all of them",
+    "compute": "Quality against compute, by checkpoints; dashed with the passes of the experts",
+    "wall": "Test prompts and prompts in other words, with the same noise for all",
     "forgetting": "What each expert gains and forgets: difference to the base",
     "seesaw": "The seesaw: adding rewards one by one",
-    "gaps": "Gap to the expert by step of the path, first and last tenth of the updates, and the share that closed",
+    "gaps": "Squared distance of the student's velocities from its expert's by step of the path, on training prompts, "
+    "one seed: the first and the last tenth of the updates, and the share by which it fell",
     "interference": "Cosines between the tasks' gradients; on the diagonal two batches of one task",
 }
 
@@ -76,6 +77,8 @@ def compute(study: Study, asked: Compute) -> Figure | None:
     for measure, row in zip(measures, panels, strict=True):
         for axes, spent in zip(row, ("passes", "seconds"), strict=True):
             _curves(axes, curves, spent, measure)
+            if spent == "passes":
+                _with_experts(axes, curves, {row: study.costs[row].taught for row in curves}, measure)
             axes.grid(alpha=0.3)
         row[0].set_ylabel(MEASURES[measure])
     for axes, words in zip(panels[-1], ("passes through the transformer", "seconds"), strict=True):
@@ -98,6 +101,14 @@ def _curves(axes: Axes, curves: Mapping[str, Sequence[Spot]], spent: str, measur
         axes.set_xscale("symlog", linthresh=min(spans), linscale=0.5)
         least, most = math.ceil(math.log10(min(spans))), math.floor(math.log10(max(spans)))
         axes.set_xticks([0, *(10.0**power for power in range(least, most + 1))])
+
+
+def _with_experts(axes: Axes, curves: Mapping[str, Sequence[Spot]], taught: Mapping[str, float], measure: str) -> None:
+    """The lines of rows that learn from experts once more, dashed, after the passes that those took."""
+    for line, (row, curve) in zip(axes.get_lines(), curves.items(), strict=True):
+        known = [(spot.passes + taught[row], value) for spot in curve if (value := getattr(spot, measure)) is not None]
+        if taught[row] and known:
+            axes.plot(*zip(*known, strict=True), linestyle="--", linewidth=1.4, color=line.get_color())
 
 
 def forgetting(study: Study, row: str) -> Figure | None:
@@ -149,7 +160,7 @@ def gaps(study: Study, row: str) -> Figure | None:
     closed = 1 - np.divide(last, first, out=np.full_like(first, np.nan), where=first > 0)
     panels[2].imshow(closed, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.75)
     _ticks(panels[2], closed, labels, _steps(closed), "{:.0%}")
-    panels[2].set_title("closed", loc="left", fontsize=9)
+    panels[2].set_title("fell by", loc="left", fontsize=9)
     panels[0].set_ylabel("step of the path, noise on top")
     return figure
 

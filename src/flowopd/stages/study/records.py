@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from flowopd.records import File, Record
 from flowopd.results import GRPO_MIX, STUDENT, Estimate
 from flowopd.stages.interference import Cosines
-from flowopd.suite import Claim, Compute, Pictures, Reach, Row, Table, parted
+from flowopd.suite import Claim, Closes, Compute, Pictures, Reach, Row, Table, parted
 
 
 class Line(Record):
@@ -38,15 +38,32 @@ class Gap(Record):
 
 
 class Verdict(Record):
-    """A claim and what was measured, None while a row is missing."""
+    """A claim and what was measured, None while a row is missing or where there is nothing to measure: an estimate over
+    prompts, and an interval over seeds, None where no line has several."""
 
-    claim: Claim
-    measured: Estimate | None
+    claim: Claim | Closes
+    measured: Estimate | None = None
+    over_seeds: tuple[float, float] | None = None
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the measured mean is what was claimed or more."""
-        return None if self.measured is None else self.measured.mean >= self.claim.at_least
+    def standing(self) -> Literal["holds", "fails", "undecided"] | None:
+        """Whether the measurement is what was claimed or more, or is not, in all its intervals alike."""
+        if self.measured is None:
+            return None
+        intervals = [self.measured.ci95, *([self.over_seeds] if self.over_seeds else [])]
+        if all(low >= self.claim.asked for low, _ in intervals):
+            return "holds"
+        return "fails" if all(high < self.claim.asked for _, high in intervals) else "undecided"
+
+
+class Column(Record):
+    """What a metric is: the judge, the label and split of its prompts, how many, and whether it is averaged."""
+
+    judge: str
+    label: str
+    split: str
+    n: int
+    averaged: bool
 
 
 class Spot(Record):
@@ -105,19 +122,42 @@ class Wall(Record):
     files: dict[str, list[str]]
 
 
+class Drawing(Record):
+    """How a row's models draw the pictures that they are judged by: so many a prompt, their steps, sampler and
+    guidance; `experts` are those that are judged at one of their own."""
+
+    images: int
+    steps: int
+    sampler: str
+    guidance: float
+    experts: dict[str, float]
+
+
+class Made(Record):
+    """The commits that a run was made by, an `*` after one whose code was changed, and the machines."""
+
+    commits: list[str]
+    machines: list[str]
+
+
 class Study(File):
-    """All of it: lines and cosines by ROW/MODEL, curves by row; `experts` are the passes of their training, by stage in
-    units of a forward; `missing` are runs that have no results yet, as
-    ROW/seed-N, and `stale` those that were made by another recipe than the suite's today, with what is other."""
+    """All of it: lines and cosines by ROW/MODEL, columns by metric, curves and ways of drawing by row, what made each
+    run by ROW/seed-N.
+
+    `experts` are the passes of their training, by stage in units of a forward; `missing` are runs that have no results
+    yet, `curveless` those whose checkpoints are still to be judged, `stale` those that were made by another recipe than
+    the suite's today, with what is other.
+    """
 
     made_by: ClassVar[str] = "flowopd study"
 
     suite: str
-    commits: list[str]
-    hardware: list[str]
+    made: dict[str, Made] = Field({})
     rows: dict[str, Row]
     tables: dict[str, Table]
     pictures: Pictures
+    columns: dict[str, Column] = Field({})
+    drawing: dict[str, Drawing] = Field({})
     lines: dict[str, Line]
     costs: dict[str, Cost]
     experts: dict[str, float] = Field({})
@@ -128,4 +168,5 @@ class Study(File):
     interference: dict[str, list[Cosines]]
     wall: Wall | None = None
     missing: list[str]
+    curveless: list[str] = Field([])
     stale: dict[str, str] = Field({})
