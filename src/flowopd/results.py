@@ -26,6 +26,10 @@ FEW = 20
 """Prompts below which two means are never told apart: a bootstrap of a handful gives an interval far too narrow."""
 
 
+RESAMPLES = 2000
+"""Of an interval's bootstrap; with one alone a mean is the same and its interval says nothing."""
+
+
 class Estimate(Record):
     """A mean over `n` prompts and its 95 % interval. For example `mean=0.92 ci95=(0.89, 0.94) n=320`."""
 
@@ -115,7 +119,7 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The mean of `values` (n,), one a prompt, with its interval.
 
     Raises DataError if there is none, or one is not finite.
@@ -127,7 +131,7 @@ def bootstrap_grouped(
     values: np.ndarray,
     groups: Sequence[str] | np.ndarray,
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     weights: Mapping[Any, float] | None = None,
 ) -> Estimate:
     """The mean of the groups' means, as GenEval's over its tasks; prompts are drawn within their group.
@@ -153,7 +157,7 @@ def bootstrap_grouped(
 
 
 def bootstrap_average(
-    values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]], resamples: int = 2000
+    values: Mapping[str, np.ndarray], groups: Mapping[str, Sequence[str]], resamples: int = RESAMPLES
 ) -> Estimate:
     """The mean over metrics of each one's mean over its groups, from a value and a group for each of its prompts.
 
@@ -171,7 +175,7 @@ def paired_difference(
     b: np.ndarray,
     groups: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """The mean of `a - b` (n,) over the same prompts in the same order, grouped if `groups` are given.
 

@@ -20,7 +20,7 @@ from flowopd.processes import agreed, only_main, own_rows, together, whole
 from flowopd.prompts import Prompt
 from flowopd.recipe import RUN, Recipe
 from flowopd.records import File
-from flowopd.results import AVERAGE, TEACHER, Estimate, bootstrap_average, bootstrap_grouped
+from flowopd.results import AVERAGE, RESAMPLES, TEACHER, Estimate, bootstrap_average, bootstrap_grouped
 from flowopd.rewards import Reward
 from flowopd.rewards.own import is_path
 from flowopd.session import Session
@@ -133,11 +133,13 @@ def own_pictures(prompts: Sequence[Prompt], config: EvaluateConfig) -> slice:
     return own_rows(pictures, even_batch(pictures, config.micro_batch))
 
 
-def estimated(config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Scores) -> dict[str, Estimate]:
+def estimated(
+    config: EvaluateConfig, prompts: Mapping[str, Sequence[Prompt]], values: Scores, resamples: int = RESAMPLES
+) -> dict[str, Estimate]:
     """Every metric's estimate, from a value (P,) of each of its prompts, and `average` over those not held out."""
     groups = {name: groups_of(metric, prompts[name]) for name, metric in config.metrics.items()}
-    row = {name: bootstrap_grouped(values[name], groups[name]) for name in values}
-    return row | {AVERAGE: bootstrap_average({name: values[name] for name in counted(config)}, groups)}
+    row = {name: bootstrap_grouped(values[name], groups[name], resamples=resamples) for name in values}
+    return row | {AVERAGE: bootstrap_average({name: values[name] for name in counted(config)}, groups, resamples)}
 
 
 def counted(config: EvaluateConfig) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from flowopd.errors import ConfigError
-from flowopd.results import TEACHER, Estimate, bootstrap_average
+from flowopd.results import RESAMPLES, TEACHER, Estimate, bootstrap_average
 from flowopd.session import Session
 from flowopd.stages.evaluate import PER_PROMPT
 from flowopd.stages.judging import Scores, counted, estimated, groups_of
@@ -67,12 +67,12 @@ class Judged:
     def line(self, model: str) -> Line:
         """A model's estimates, and each seed's own means."""
         seeds = {
-            seed: {name: estimate.mean for name, estimate in self._estimates(scores).items()}
+            seed: {name: estimate.mean for name, estimate in self._estimates(scores, 1).items()}
             for seed, scores in self._scores[model].items()
         }
         return Line(metrics=self._estimates(self.scores(model)), by_seed=seeds)
 
-    def average(self, scores: Scores, metrics: Iterable[str] = (), resamples: int = 2000) -> Estimate:
+    def average(self, scores: Scores, metrics: Iterable[str] = (), resamples: int = RESAMPLES) -> Estimate:
         """The mean over these metrics, by default those of the average.
 
         Raises ConfigError for one that there is not.
@@ -88,8 +88,8 @@ class Judged:
         names = list(metrics)
         return [self.average(scores, names, resamples=1).mean for scores in self._scores[model].values()]
 
-    def _estimates(self, scores: Scores) -> dict[str, Estimate]:
-        return estimated(self.config, self.prompts, scores)
+    def _estimates(self, scores: Scores, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+        return estimated(self.config, self.prompts, scores, resamples)
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, Mapping[int, Scores]]:
