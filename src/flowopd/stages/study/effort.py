@@ -9,24 +9,35 @@ import numpy as np
 from flowopd.recipe import Recipe
 from flowopd.results import AVERAGE, GRPO_MIX, SFT, shares_closed
 from flowopd.stages.curve import CURVE, DISTILL, Curve, Point, Yardstick, foundations
+from flowopd.stages.report.contents import read_rows
 from flowopd.stages.study.records import Reached, Spot
 from flowopd.suite import Reach, Run
 
 
 def spots(runs: Sequence[Run], held: Yardstick) -> list[Spot]:
-    """The training of a row, at the updates that the curves of all seeds have; of the seeds that have a curve.
+    """The training of a row, at the updates that the curves of all seeds have; of the seeds that have a whole curve.
 
     That is the stage which ends in its student, or else in its mix, after the fine-tuning that it starts from.
     Gaps closed are those of the yardstick. Raises DataError for a damaged file.
     """
-    files = [file for run in runs if (file := run.folder / CURVE).exists()]
-    if not files:
+    whole = [points for run in runs if (points := whole_curve(run))]
+    if not whole:
         return []
     shown = shown_stages(runs[0].recipe)
-    curves = [{(p.stage, p.update): p for p in Curve.load(file).points if p.stage in shown} for file in files]
+    curves = [{(p.stage, p.update): p for p in points if p.stage in shown} for points in whole]
     common = [key for key in curves[0] if all(key in curve for curve in curves)]
     made = [_spot([curve[key] for curve in curves], held) for key in common]
     return sorted(made, key=lambda spot: (spot.passes, shown.index(spot.stage), spot.update))
+
+
+def whole_curve(run: Run) -> Sequence[Point]:
+    """The points of a run's curve, once its last checkpoint is judged; none before. Raises DataError if damaged."""
+    if not (run.folder / CURVE).exists():
+        return ()
+    last = shown_stages(run.recipe)[-1]
+    made = sum(row["stage"] == last for row in read_rows(run.folder / "metrics.jsonl"))
+    points = Curve.load(run.folder / CURVE).points
+    return points if any(point.stage == last and point.update >= made for point in points) else ()
 
 
 def shown_stages(recipe: Recipe) -> list[str]:

@@ -12,12 +12,12 @@ import numpy as np
 from flowopd.manifest import read_manifest
 from flowopd.results import TEACHER
 from flowopd.session import Session
-from flowopd.stages.curve import CURVE, Yardstick, yardstick
+from flowopd.stages.curve import Yardstick, yardstick
 from flowopd.stages.interference import INTERFERENCE, Cosines, Interference
 from flowopd.stages.report.contents import read_rows
 from flowopd.stages.report.series import elapsed, gap_curves, gap_tables
 from flowopd.stages.study.claims import verdict
-from flowopd.stages.study.effort import reached, spots
+from flowopd.stages.study.effort import reached, spots, whole_curve
 from flowopd.stages.study.judged import Judged
 from flowopd.stages.study.keep import changes, is_done
 from flowopd.stages.study.records import Column, Cost, Gap, Line, Made, Spot, Study
@@ -75,7 +75,7 @@ def name_of(run: Run) -> str:
 def _lacks_curve(run: Run) -> bool:
     """Whether a run's checkpoints are to be judged and are not."""
     asked = run.recipe.evaluate is not None and run.recipe.evaluate.checkpoints is not False
-    return asked and not (run.folder / CURVE).exists()
+    return asked and not whole_curve(run)
 
 
 def _made(manifest: Mapping[str, Any]) -> Made:
