@@ -16,7 +16,7 @@ from flowopd.identity import differences, training
 from flowopd.lock import held
 from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.processes import agreed, is_main, one_by_one, only_main, wait
-from flowopd.provenance import write_manifest
+from flowopd.provenance import maker, write_manifest
 from flowopd.recipe import RUN, Recipe, make_recipe
 from flowopd.results import Results
 from flowopd.session import Own, Session
@@ -48,10 +48,8 @@ def run(recipe: Recipe, out: str | Path, own: Own | None = None) -> Results | No
         planned = ", ".join(f"{stage} ({fate})" for stage, fate in foreseen(recipe, out))
         say(f"{session.out}: {planned}")
         train(session)
-        before = None if recipe.evaluate is None else evaluated(session)
-        results = None if recipe.evaluate is None else judge(session, before)
-        judged = ["eval"] if results is not None and before is None else []
-        only_main(lambda: write_manifest(session, judged))
+        results = None if recipe.evaluate is None else judge(session, evaluated(session))
+        only_main(lambda: write_manifest(session))
     return results
 
 
@@ -82,7 +80,6 @@ def train(session: Session) -> None:
         warn(f"{busy.fact}: {busy.mend}")
     for stage in missing:
         stage.make(session)
-        only_main(partial(write_manifest, session, [stage.name]))
 
 
 def foreseen(recipe: Recipe, out: str | Path, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -141,6 +138,7 @@ def _opened(recipe: Recipe, out: str | Path, own: Own | None) -> Session:
     check_shipped(recipe.base, "base: ")
     session = Session(recipe, Path(out), own)
     session.open()
+    maker(session.model.device)
     refuse_other(session.out, recipe)
     wait()
     return session

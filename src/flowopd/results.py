@@ -170,26 +170,6 @@ def bootstrap_average(
     return whole.model_copy(update={"n": min(map(len, values.values()))})
 
 
-def paired_difference(
-    a: np.ndarray,
-    b: np.ndarray,
-    groups: Sequence[str] | np.ndarray | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """The mean of `a - b` (n,) over the same prompts in the same order, grouped if `groups` are given.
-
-    What makes a prompt hard for both drops out, so this is narrower than the two intervals side by side.
-    Raises DataError if the lengths differ.
-    """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape:
-        raise DataError(f"paired scores must be of the same prompts, got {a.shape} and {b.shape}")
-    if groups is None:
-        return bootstrap(a - b, seed, resamples)
-    return bootstrap_grouped(a - b, groups, seed, resamples)
-
-
 def gap_closed(results: Results, owners: Mapping[str, str]) -> Results:
     """The results with `(student - base) / (teacher - base)` on each metric with an owner.
 

@@ -129,18 +129,6 @@ def test_a_ratio_is_that_of_the_means(study):
     assert measured.ci95[0] <= measured.mean <= measured.ci95[1]
 
 
-def test_a_share_of_a_gain_is_that_of_the_means(study):
-    base, expert = (study.lines[f"experts/{model}"].metrics["quality"].mean for model in ("base", "teacher:quality"))
-    verdict, line = study.verdicts[6], study.lines["student/student"]
-    if expert > base:
-        assert verdict.measured.mean == pytest.approx((line.metrics["quality"].mean - base) / (expert - base))
-        assert verdict.measured.ci95[0] <= verdict.measured.mean <= verdict.measured.ci95[1]
-        own = [(means["quality"] - base) / (expert - base) for means in line.by_seed.values()]
-        assert np.mean(verdict.over_seeds) == pytest.approx(np.mean(own))
-    else:
-        assert verdict.measured is None
-
-
 def changed_suite(studied, tmp_path, **changes):
     """The suite with other values at some keys, beside the recipes of the first."""
     for name in ("student.yaml", "experts.yaml", "teachers.yaml"):
@@ -153,7 +141,7 @@ def changed_suite(studied, tmp_path, **changes):
     ("claim", "fault"),
     [
         ({"over": "experts/bse"}, r"claim 'S': row 'experts' has no model 'bse'; it has: base, "),
-        ({"over": "experts/base", "metrics": ["qualty"]}, r"row 'student' has no metric 'qualty' to claim; it has: "),
+        ({"over": "experts/base", "metrics": ["qualty"]}, r"claim 'S': row 'student' has no metric 'qualty'; it has: "),
     ],
 )
 def test_a_claim_of_what_there_is_not_is_refused(studied, tmp_path, claim, fault):
@@ -176,7 +164,7 @@ def test_a_table_of_another_split_is_not_taken_for_the_row(studied, tmp_path, ca
     runs = shutil.copytree(studied / "runs", tmp_path / "runs")
     file = runs / "student" / "seed-0" / "results.json"
     tree = json.loads(file.read_text())
-    tree["settings"]["evaluate"]["split"] = "rewritten"
+    tree["settings"]["evaluate"] |= {"split": "rewritten", "micro_batch": 3}
     file.write_text(json.dumps(tree))
     change = "evaluate.split ('rewritten' -> 'test')"
     found = gather(studied / "all.yaml", runs)
@@ -207,10 +195,8 @@ def test_checkpoints_that_are_not_judged_yet_are_said(studied, tmp_path):
 
 
 def test_the_page_says_what_made_each_run(studied, study):
-    manifest = json.loads((studied / "runs" / "student" / "seed-0" / "manifest.json").read_text())
-    assert set(manifest["made"]) == {"coldstart", "distill", "eval"}
     made = study.made["student/seed-0"]
-    assert [commit.rstrip("*") for commit in made.commits] == [str(manifest["git_commit"])[:10]]
+    manifest = json.loads((studied / "runs" / "student" / "seed-0" / "manifest.json").read_text())
     assert manifest["hardware"]["processor"] in made.machines[0]
     text = (studied / "docs" / "RESULTS.md").read_text()
     assert f"| student/seed-0 | {made.commits[0]} | {made.machines[0]} |" in text
@@ -396,8 +382,8 @@ def test_the_page_tells_who_reaches_whom_when(study):
     text = page(study.model_copy(update=changes), {})
     assert "| in a fifth | 20% of the passes | 20.0% |  |  | **holds** |" in text
     assert "| never so good | 20% of the passes | never |  |  | **fails** |" in text
-    assert "| student | 0.750 |  | distill 4 | 400 | 8 | 1,400 | 0.500 (1,000) | distill 4 | 400 | 20.0% |" in text
-    assert "| mix | 0.700 |  | distill 20 | 2,000 |  | 2,000 | 0.700 (2,000) | distill 20 | 2,000 | 100.0% |" in text
+    assert "| student | 1 | 0.750 |  | distill 4 | 400 | 8 | 1,400 | 0.500 (1,000) | distill 4 | 400 | 20.0% |" in text
+    assert "| mix | 1 | 0.700 |  | distill 20 | 2,000 |  | 2,000 | 0.700 (2,000) | distill 20 | 2,000 | 100.0% |" in text
     assert "0.700 after" in text and "| weak |" not in text
 
 
@@ -438,9 +424,9 @@ def test_cosines_are_told_pair_by_pair_and_without_their_noise(study):
     noise = cosines([[0.09, -0.2], [-0.2, 0.32]], [[0.1, 0.04], [0.04, 0.1]])
     absent = cosines([[None, 0.1], [0.1, None]], [[None, None], [None, None]])
     text = page(study.model_copy(update={"interference": {"x/student": [known, noise, absent]}}), {})
-    assert "| x/student | grpo_mix | +0.32 to +0.50 | -0.20 ± 0.04 (-0.50) | 4 |" in text
+    assert "| x/student | grpo_mix | +0.32 to +0.50 | -0.20 ± 0.04 (-0.50 ± 0.14) | 4 |" in text
     assert "| x/student | grpo_mix | +0.09 to +0.32 | -0.20 ± 0.04 | 4 |" in text
-    assert "| x/student | grpo_mix |  |  | 4 |" in text
+    assert "| x/student | grpo_mix |  | +0.10 | 4 |" in text
 
 
 def test_a_cosine_without_noise_is_that_of_the_gradients_that_noise_was_added_to():
@@ -452,7 +438,18 @@ def test_a_cosine_without_noise_is_that_of_the_gradients_that_noise_was_added_to
     mean = (every.mean(2) + every.mean(2).T) / 2
     found = cosines(mean.tolist(), every.std(2, ddof=1).tolist(), repeats=2000)
     assert abs(mean[0, 1]) < 0.3
-    assert found.without_noise("a", "b") == pytest.approx(a @ b, abs=0.06)
+    true, error = found.without_noise("a", "b")
+    assert true == pytest.approx(a @ b, abs=3 * error) and error < 0.1
+
+
+def test_the_error_of_a_cosine_is_over_the_repeats_that_have_it():
+    values = [[0.5, 0.1], [0.1, 0.5]], [[0.2, 0.2], [0.2, 0.2]]
+    assert cosines(*values, repeats=16).cosine("a", "b") == (0.1, 0.05)
+    few = cosines(*values, repeats=16).model_copy(update={"counts": [[16, 4], [4, 16]]})
+    assert few.cosine("a", "b") == (0.1, 0.1) and few.cosine("a", "a") == (0.5, 0.05)
+    fewer = few.model_copy(update={"counts": [[16, 3], [3, 16]]})
+    assert fewer.cosine("a", "b") == (0.1, None) and fewer.without_noise("a", "b") is None
+    assert cosines(values[0], [[None, 0.2], [0.2, 0.2]]).cosine("a", "b") == (0.1, None)
 
 
 def test_what_the_experts_took_stands_beside_what_their_student_took(study, studied):

@@ -23,6 +23,7 @@ from flowopd.nonfinite import Plain, View
 from flowopd.objectives import FlowMatching
 from flowopd.processes import only_main, own_rows, whole
 from flowopd.prompts import Prompt
+from flowopd.provenance import record
 from flowopd.sampling import Batch, draw_latents
 from flowopd.schedule import logit_normal
 from flowopd.session import Session
@@ -49,6 +50,7 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
 
     Raises CheckpointError for an expert that does not fit the base.
     """
+    record(session, STARTED, anew=True)
     session.load_teachers()
     loras = {name: read_lora(session.teacher_folder(name)) for name in session.recipe.teachers}
     merged = merge(loras, config.weights, config.rank)
@@ -61,6 +63,7 @@ def merge_teachers(session: Session, config: MergeConfig) -> Path:
 
 def fine_tune(session: Session, config: SftConfig) -> Path:
     """Flow matching on latents that each expert sampled for the prompts of the labels that are routed to it."""
+    record(session, STARTED)
     session.load_teachers()
     prompts = {label: session.prompts(label, "train") for label in session.routed(session.recipe.trained_labels())}
     every = [prompt for group in prompts.values() for prompt in group]

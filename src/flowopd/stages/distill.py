@@ -13,6 +13,7 @@ from flowopd.errors import ConfigError
 from flowopd.lora_file import LoraFile, diffusers_lora_files, lora_files, read_lora, sha256_of
 from flowopd.nonfinite import Plain, View
 from flowopd.processes import only_main
+from flowopd.provenance import record
 from flowopd.session import BASE, Session
 from flowopd.stages.guard import Guard
 from flowopd.stages.monitor import Trained
@@ -47,6 +48,7 @@ def distill(session: Session) -> Path:
     conditioning = session.encode(with_wordings(every))
     route, facts = routes_of(session, every, conditioning)
     session.create(STUDENT, config.adapter, _cold_start(session))
+    record(session, "distill")
 
     def made(view: View, micro_batch: int) -> DistillUpdate:
         sized, place = config.model_copy(update={"micro_batch": micro_batch}), Place.of(session)

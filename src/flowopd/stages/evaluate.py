@@ -10,6 +10,7 @@ from flowopd.configs import EvaluateConfig
 from flowopd.durable import make_folder, replace_bytes, replace_text
 from flowopd.errors import DataError
 from flowopd.processes import agreed, only_main
+from flowopd.provenance import record
 from flowopd.results import BASE, STUDENT, TEACHER, Estimate, Results, gap_closed
 from flowopd.session import Session
 from flowopd.stages.curve import write_curve
@@ -61,6 +62,7 @@ def evaluate(session: Session) -> Results:
     if config.checkpoints:
         write_curve(judging.averaged(), estimates)
     only_main(keep)
+    record(session, "eval", anew=True)
     judging.forget()
     return results
 

@@ -22,6 +22,7 @@ from flowopd.nonfinite import Plain, View
 from flowopd.objectives import group_advantages
 from flowopd.processes import only_main, sum_metrics, together, whole
 from flowopd.prompts import Prompt
+from flowopd.provenance import record
 from flowopd.rewards import Reward
 from flowopd.session import BASE, Session
 from flowopd.stages.guard import Guard
@@ -54,6 +55,7 @@ def train_policy(session: Session, policy: Policy, identity: Mapping[str, object
     tasks = [make_task(session, task, len(policy.tasks) == 1) for task in policy.tasks]
     conditioning = session.encode(prompt for task in tasks for prompt in task.prompts)
     session.create(policy.name, policy.config.adapter, start)
+    record(session, policy.stage)
     single = replace(policy, config=policy.config.model_copy(update={"micro_batch": 1}))
     config, every = policy.config, [prompt for task in tasks for prompt in task.prompts]
     trained = Trained(policy.name, config.sampling, config.micro_batch, every, conditioning)

@@ -44,6 +44,9 @@ INTERFERENCE = "interference.json"
 START = "start"
 """Stands for the model that a stage starts from."""
 
+ENOUGH = 4
+"""Repeats from which on a spread says something."""
+
 Matrix = list[list[float | None]]
 
 
@@ -51,7 +54,8 @@ class Cosines(Record):
     """Cosines (K, K) between the gradients of `tasks`, for the loss of `stage` at the weights of `model`.
 
     `mean` and `spread` (the standard deviation) are over the repeats in which both gradients are not zero: None where
-    there is none, or not a second one. `norms` are the mean norms of a batch's gradient.
+    there is none, or not a second one. `counts` (K, K) is how many those are. `norms` are the mean norms of a batch's
+    gradient.
     """
 
     stage: str
@@ -62,22 +66,40 @@ class Cosines(Record):
     mean: Matrix
     spread: Matrix
     norms: dict[str, float]
+    counts: list[list[int]] | None = None
 
-    def cosine(self, a: str, b: str) -> tuple[float, float] | None:
-        """That of two tasks, or of two batches of one, with its standard error over the repeats; None if not known."""
-        i, j = self.tasks.index(a), self.tasks.index(b)
-        mean, spread = self.mean[i][j], self.spread[i][j]
-        return None if mean is None or spread is None else (mean, spread / self.repeats**0.5)
+    def cosine(self, a: str, b: str) -> tuple[float, float | None] | None:
+        """That of two tasks, or of two batches of one, with its standard error over the repeats.
 
-    def without_noise(self, a: str, b: str) -> float | None:
-        """What the cosine of two tasks comes to where batches are so large that two of one task agree.
-
-        None where a gradient is not told from noise: two batches of its task agree by less than two standard errors.
+        No error of fewer than `ENOUGH` repeats, nor where a record does not say of how many it is; None if there is no
+        cosine.
         """
-        between, own = self.cosine(a, b), [self.cosine(task, task) for task in (a, b)]
-        if between is None or any(one is None or one[0] <= 2 * one[1] for one in own):
+        i, j = self.tasks.index(a), self.tasks.index(b)
+        mean, spread, count = self.mean[i][j], self.spread[i][j], self._count(i, j)
+        if mean is None:
             return None
-        return between[0] / float(np.sqrt(np.prod([one[0] for one in own if one is not None])))
+        return mean, None if spread is None or count < ENOUGH else spread / count**0.5
+
+    def without_noise(self, a: str, b: str) -> tuple[float, float] | None:
+        """What the cosine of two tasks comes to where batches are so large that two of one task agree, with its error.
+
+        The cosine over the root of the two tasks' own, errors by propagation. None where a gradient is not told from
+        noise: two batches of its task agree by less than two standard errors.
+        """
+        found = [self.cosine(*pair) for pair in ((a, b), (a, a), (b, b))]
+        known = [(one[0], one[1]) for one in found if one is not None and one[1] is not None]
+        if len(known) < 3 or any(mean <= 2 * error for mean, error in known[1:]):
+            return None
+        (between, error), (own_a, error_a), (own_b, error_b) = known
+        root = (own_a * own_b) ** 0.5
+        drift = between / 2 * np.hypot(error_a / own_a, error_b / own_b)
+        return between / root, float(np.hypot(error, drift) / root)
+
+    def _count(self, i: int, j: int) -> int:
+        """Of how many repeats an entry is; of a record that does not say all, if no entry lacks any."""
+        if self.counts is not None:
+            return self.counts[i][j]
+        return self.repeats if all(value is not None for row in self.spread for value in row) else 0
 
 
 class Interference(File):
@@ -156,6 +178,7 @@ def measured(session: Session, stage: str, model: str, repeats: int) -> Cosines:
         mean=_over_repeats(values, np.mean, 1),
         spread=_over_repeats(values, partial(np.std, ddof=1), 2),
         norms=dict(zip(updates, norms.mean(0).tolist(), strict=True)),
+        counts=np.isfinite(values).sum(0).tolist(),
     )
 
 

@@ -71,10 +71,8 @@ class Judging:
 
     def averaged(self) -> Judging:
         """The same for the prompts of the average alone: without the metrics that need pictures of others."""
-        names = counted(self.config) or self.config.metrics
-        needed = {asked(self.config.metrics[name], self.config) for name in names}
-        metrics = {name: metric for name, metric in self.config.metrics.items() if asked(metric, self.config) in needed}
-        config = self.config.model_copy(update={"metrics": metrics})
+        config = for_average(self.config)
+        needed = {asked(metric, config) for metric in config.metrics.values()}
         return replace(self, config=config, prompts={key: self.prompts[key] for key in self.prompts if key in needed})
 
     def scores(self, model: str) -> Scores:
@@ -145,6 +143,13 @@ def estimated(
 def counted(config: EvaluateConfig) -> list[str]:
     """The metrics of the average."""
     return [name for name, metric in config.metrics.items() if not metric.held_out]
+
+
+def for_average(config: EvaluateConfig) -> EvaluateConfig:
+    """The metrics of the average, and those that look at the same pictures; all of them where none is averaged."""
+    needed = {asked(config.metrics[name], config) for name in counted(config) or config.metrics}
+    metrics = {name: metric for name, metric in config.metrics.items() if asked(metric, config) in needed}
+    return config.model_copy(update={"metrics": metrics})
 
 
 def groups_of(metric: MetricConfig, prompts: Sequence[Prompt]) -> list[str]:

@@ -9,7 +9,9 @@ import numpy as np
 from flowopd.recipe import Recipe
 from flowopd.results import AVERAGE, GRPO_MIX, SFT, shares_closed
 from flowopd.stages.curve import CURVE, DISTILL, Curve, Point, Yardstick, foundations
+from flowopd.stages.judging import for_average
 from flowopd.stages.report.contents import read_rows
+from flowopd.stages.study.keep import judged_otherwise
 from flowopd.stages.study.records import Reached, Spot
 from flowopd.suite import Reach, Run
 
@@ -31,13 +33,18 @@ def spots(runs: Sequence[Run], held: Yardstick) -> list[Spot]:
 
 
 def whole_curve(run: Run) -> Sequence[Point]:
-    """The points of a run's curve, once its last checkpoint is judged; none before. Raises DataError if damaged."""
+    """The points of a run's curve, once its last checkpoint is judged, and as the suite asks; none before.
+
+    Raises DataError if the file is damaged.
+    """
     if not (run.folder / CURVE).exists():
         return ()
-    last = shown_stages(run.recipe)[-1]
-    made = sum(row["stage"] == last for row in read_rows(run.folder / "metrics.jsonl"))
-    points = Curve.load(run.folder / CURVE).points
-    return points if any(point.stage == last and point.update >= made for point in points) else ()
+    last, curve = shown_stages(run.recipe)[-1], Curve.load(run.folder / CURVE)
+    steps = [row["step"] for row in read_rows(run.folder / "metrics.jsonl") if row["stage"] == last]
+    whole = any(point.stage == last and point.update > max(steps, default=0) for point in curve.points)
+    config = run.recipe.evaluate
+    asked = None if config is None else for_average(config)
+    return curve.points if whole and not judged_otherwise(curve.settings, run, asked) else ()
 
 
 def shown_stages(recipe: Recipe) -> list[str]:
@@ -80,5 +87,6 @@ def _spot(points: Sequence[Point], held: Yardstick) -> Spot:
         passes=float(np.mean([point.passes for point in points])),
         seconds=float(np.mean(seconds)) if len(seconds) == len(points) else None,
         average=means[AVERAGE],
+        seeds=len(points),
         closed=shares_closed(means, held.base, experts).get(AVERAGE),
     )

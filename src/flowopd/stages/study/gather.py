@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowopd.manifest import read_manifest
+from flowopd.provenance import makers
 from flowopd.results import TEACHER
 from flowopd.session import Session
 from flowopd.stages.curve import Yardstick, yardstick
@@ -74,15 +75,16 @@ def name_of(run: Run) -> str:
 
 def _lacks_curve(run: Run) -> bool:
     """Whether a run's checkpoints are to be judged and are not."""
-    asked = run.recipe.evaluate is not None and run.recipe.evaluate.checkpoints is not False
-    return asked and not whole_curve(run)
+    recipe = run.recipe
+    asked = recipe.evaluate is not None and recipe.evaluate.checkpoints is not False
+    return asked and (recipe.distill or recipe.grpo_mix) is not None and not whole_curve(run)
 
 
 def _made(manifest: Mapping[str, Any]) -> Made:
-    """What made a run's stages; of a manifest that does not tell them apart, what wrote it."""
-    makers = [*manifest.get("made", {}).values()] or [manifest]
-    commits = [f"{str(one['git_commit'])[:10]}{'*' if one.get('git_changed') else ''}" for one in makers]
-    machines = [", ".join(f"{name} {value}" for name, value in one["hardware"].items()) for one in makers]
+    """The commits and machines that made a run."""
+    found = makers(manifest)
+    commits = [f"{str(one['git_commit'])[:10]}{'*' if one.get('git_changed') else ''}" for one in found]
+    machines = [", ".join(f"{name} {value}" for name, value in one["hardware"].items()) for one in found]
     return Made(commits=list(dict.fromkeys(commits)), machines=list(dict.fromkeys(machines)))
 
 

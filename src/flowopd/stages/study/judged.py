@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from flowopd.errors import ConfigError
-from flowopd.results import RESAMPLES, TEACHER, Estimate, bootstrap_average
+from flowopd.results import BASE, MERGE, RESAMPLES, TEACHER, Estimate, bootstrap_average
 from flowopd.session import Session
 from flowopd.stages.evaluate import PER_PROMPT
 from flowopd.stages.judging import Scores, counted, estimated, groups_of
@@ -72,21 +72,18 @@ class Judged:
         }
         return Line(metrics=self._estimates(self.scores(model)), by_seed=seeds)
 
-    def average(self, scores: Scores, metrics: Iterable[str] = (), resamples: int = RESAMPLES) -> Estimate:
-        """The mean over these metrics, by default those of the average.
+    def average(self, scores: Scores, metrics: Sequence[str], resamples: int = RESAMPLES) -> Estimate:
+        """The mean over these metrics."""
+        return bootstrap_average({name: scores[name] for name in metrics}, self.groups, resamples)
 
-        Raises ConfigError for one that there is not.
-        """
-        names = list(metrics) or self.counted
-        unknown = [name for name in names if name not in scores]
-        if unknown:
-            raise ConfigError(f"row {self.row!r} has no metric {unknown[0]!r} to claim; it has: {', '.join(scores)}")
-        return bootstrap_average({name: scores[name] for name in names}, self.groups, resamples)
+    def by_seed(self, model: str, metrics: Sequence[str]) -> dict[int, float]:
+        """The mean over these metrics by seed; of a model that nothing random went into the first seed's alone."""
+        return {seed: self.average(scores, metrics, 1).mean for seed, scores in self._scores[model].items()}
 
-    def by_seed(self, model: str, metrics: Iterable[str] = ()) -> list[float]:
-        """The mean of each seed over these metrics, in the order of the suite's seeds."""
-        names = list(metrics)
-        return [self.average(scores, names, resamples=1).mean for scores in self._scores[model].values()]
+    def is_trained(self, model: str) -> bool:
+        """Whether this row trained a model, so that another seed gives another."""
+        teacher = self._teachers.get(model.removeprefix(TEACHER)) if model.startswith(TEACHER) else None
+        return model not in (BASE, MERGE) and (teacher is None or teacher.train is not None)
 
     def _estimates(self, scores: Scores, resamples: int = RESAMPLES) -> dict[str, Estimate]:
         return estimated(self.config, self.prompts, scores, resamples)

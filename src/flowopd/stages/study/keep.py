@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowopd.configs import EvaluateConfig
 from flowopd.durable import remove_folder, replace_bytes
 from flowopd.identity import differences, lasting, training
 from flowopd.manifest import MANIFEST, read_manifest
@@ -61,22 +62,29 @@ def changes(run: Run) -> str:
     Raises ConfigError if its folder holds no run, DataError for a damaged manifest or table.
     """
     made = make_recipe(read_manifest(run.folder)["recipe"], (), str(run.folder / MANIFEST))
-    return differences(_depends(made), _depends(run.recipe)) or differences(*_judged(run))
+    table = Results.load(run.folder / RESULTS).settings
+    return differences(_depends(made), _depends(run.recipe)) or judged_otherwise(table, run, run.recipe.evaluate)
 
 
-def _judged(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run's table was judged on, and what the suite's recipe asks for: prompts, base, experts and settings."""
-    found, config = Results.load(run.folder / RESULTS), run.recipe.evaluate
-    asked = {} if config is None else settings_of(Session(run.recipe, run.folder), config, list(found.models))
-    return {key: found.settings.get(key) for key in asked}, dict(asked)
+def judged_otherwise(settings: Mapping[str, Any], run: Run, config: EvaluateConfig | None) -> str:
+    """How what a table or curve was judged on, by its settings, differs from what `config` asks for; empty if it does
+    not. What harmless settings, experts and judges are, is not asked."""
+    if config is None:
+        return ""
+    asked = settings_of(Session(run.recipe, run.folder), config)
+    found = EvaluateConfig.model_validate(settings.get("evaluate", {"metrics": {}}))
+    then, now = ({**each, "evaluate": _lasting(one)} for each, one in ((settings, found), (asked, config)))
+    return differences(
+        *({name: each.get(name) for name in asked if name not in ("hash", "sha256")} for each in (then, now))
+    )
+
+
+def _lasting(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that a table's numbers depend on."""
+    return {name: value for name, value in lasting(config).items() if name not in ("models", "checkpoints")}
 
 
 def _depends(recipe: Recipe) -> dict[str, Any]:
     """What the numbers of a recipe's run depend on."""
-    whole = lasting(recipe)
-    judged = whole["evaluate"] or {}
-    return (
-        training(recipe)
-        | {"prompts": whole["prompts"]}
-        | {name: value for name, value in judged.items() if name not in ("models", "checkpoints")}
-    )
+    judged = _lasting(recipe.evaluate) if recipe.evaluate is not None else {}
+    return training(recipe) | {"prompts": lasting(recipe)["prompts"]} | judged

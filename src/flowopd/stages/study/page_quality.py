@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
 from flowopd.results import AVERAGE, line
-from flowopd.stages.study.records import Drawing, Line, Reached, Study, Verdict, label, share
+from flowopd.stages.study.records import Drawing, Line, Reached, Study, Verdict, label
 from flowopd.suite import Table, parted
 
 STANDINGS = {None: "not measured yet", "holds": "**holds**", "fails": "**fails**", "undecided": "undecided"}
@@ -21,8 +21,9 @@ def claims(verdicts: Sequence[Verdict | Reached]) -> list[str]:
     rows = [line(*heads), line("---", "---:", "---:", "---:", "---:", "---")]
     rows += [line(_said(verdict), *_measured(verdict)) for verdict in verdicts]
     says = (
-        "A claim holds, or fails, where all of its intervals do (95 %): over prompts, which are paired, and over "
-        "training seeds, by Welch's t, where a line has several. Else it is undecided."
+        "A claim holds, or fails, where all of its intervals do (95 %), else it is undecided: over prompts, a "
+        "difference prompt by prompt; and over training seeds, by Welch's t, unless a trained line has one seed alone, "
+        "which leaves open what another would give. One of passes has no interval."
     )
     if any(verdict.claim.afterwards for verdict in verdicts):
         says += " What was found afterwards was read off results that were there: it takes new seeds to tell."
@@ -43,7 +44,7 @@ def _measured(verdict: Verdict | Reached) -> tuple[str, ...]:
 def _(verdict: Verdict) -> tuple[str, ...]:
     found, asked = verdict.measured, f"{verdict.claim.asked:+.3f}"
     if found is None:
-        return asked, "", "", "", STANDINGS[None]
+        return asked, "", "", "", verdict.lacks or STANDINGS[None]
     seeds = "one seed" if verdict.over_seeds is None else _interval(verdict.over_seeds)
     return asked, f"{found.mean:+.3f}", _interval(found.ci95), seeds, STANDINGS[verdict.standing]
 
@@ -53,9 +54,8 @@ def _(verdict: Reached) -> tuple[str, ...]:
     asked = f"{verdict.claim.within:.0%} of the passes"
     if verdict.holds is None:
         return asked, "", "", "", STANDINGS[None]
-    reached = verdict.first
-    passes = "" if reached is None or verdict.best is None else share(reached.passes, verdict.best.passes)
-    measured = "never" if reached is None else f"{passes:.1%}" if passes else f"{reached.passes:,.0f} against 0"
+    reached, part = verdict.first, verdict.share
+    measured = "never" if reached is None else f"{part:.1%}" if part is not None else f"{reached.passes:,.0f} against 0"
     return asked, measured, "", "", STANDINGS["holds" if verdict.holds else "fails"]
 
 
@@ -106,7 +106,7 @@ def table(study: Study, asked: Table) -> list[str]:
     metrics = asked.metrics or list(dict.fromkeys(metric for found in shown.values() for metric in found.metrics))
     heads = sorted(metrics, key=lambda metric: metric == AVERAGE)
     rows = [line("", *heads, "seeds"), line("---", *("---:" for _ in heads), "---:")]
-    rows += [line(label(name), *_cells(found, heads), str(_seeds(found))) for name, found in shown.items()]
+    rows += [line(label(name), *_cells(found, heads), str(len(found.by_seed))) for name, found in shown.items()]
     return [f"## {asked.title}", *([asked.says] if asked.says else []), "\n".join(rows)]
 
 
@@ -119,10 +119,5 @@ def _cell(found: Line, head: str) -> str:
     if head not in found.metrics:
         return ""
     own = [means[head] for means in found.by_seed.values()]
-    seeds = f" ({min(own):.3f} to {max(own):.3f})" if _seeds(found) > 1 else ""
+    seeds = f" ({min(own):.3f} to {max(own):.3f})" if len(own) > 1 else ""
     return f"{found.metrics[head]}{seeds}"
-
-
-def _seeds(found: Line) -> int:
-    """How many measurements a line is of: what nothing random went into is the same for every seed."""
-    return len({tuple(means.values()) for means in found.by_seed.values()})

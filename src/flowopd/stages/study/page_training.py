@@ -22,14 +22,14 @@ def compute(study: Study) -> list[str]:
     reach = study.compute.reach
     other = study.curves.get(reach or "", ())
     top = best(other)
-    heads = ["best average", "gap closed", "after", "passes", "seconds", "passes with its experts'"]
+    heads = ["seeds", "best average", "gap closed", "after", "passes", "seconds", "passes with its experts'"]
     asked = [f"{reach} after as many", f"{top.average:.3f} after", "passes", "share of its passes"] if top else []
     rows = [line("", *heads, *asked), line("---", *("---:" for _ in (*heads, *asked)))]
     for row, curve in curves.items():
         own = best(curve)
         if own is not None:
             whole = own.passes + study.costs[row].taught
-            cells = [f"{own.average:.3f}", _share(own.closed), *_spent(own), f"{whole:,.0f}"]
+            cells = [str(own.seeds), f"{own.average:.3f}", _share(own.closed), *_spent(own), f"{whole:,.0f}"]
             rows.append(line(row, *cells, *([_as_far(other, whole), *_reaching(curve, top)] if top else [])))
     says = (
         "Each row by the checkpoints that were judged, at the mean over seeds: the best, chosen by the test prompts "
@@ -85,7 +85,7 @@ def interference(study: Study) -> list[str]:
     return ["## Do the tasks pull apart", says, "\n".join(rows)]
 
 
-def _range(cosines: Iterable[tuple[float, float] | None]) -> str:
+def _range(cosines: Iterable[tuple[float, float | None] | None]) -> str:
     known = [one[0] for one in cosines if one is not None]
     return f"{min(known):+.2f} to {max(known):+.2f}" if known else ""
 
@@ -96,7 +96,11 @@ def _pair(one: Cosines, a: str, b: str) -> str:
     if found is None:
         return ""
     true = one.without_noise(a, b)
-    return f"{found[0]:+.2f} ± {2 * found[1]:.2f}" + ("" if true is None else f" ({true:+.2f})")
+    return _with_error(found) + ("" if true is None else f" ({_with_error(true)})")
+
+
+def _with_error(found: tuple[float, float | None]) -> str:
+    return f"{found[0]:+.2f}" + ("" if found[1] is None else f" ± {2 * found[1]:.2f}")
 
 
 def costs(study: Study) -> list[str]:

@@ -38,11 +38,12 @@ class Gap(Record):
 
 
 class Verdict(Record):
-    """A claim and what was measured, None while a row is missing or where there is nothing to measure: an estimate over
-    prompts, and an interval over seeds, None where no line has several."""
+    """A claim and what was measured, None while a row is missing, or for what `lacks`: an estimate over prompts, and an
+    interval over seeds, None where a line that training made has one alone."""
 
     claim: Claim | Closes
     measured: Estimate | None = None
+    lacks: str = ""
     over_seeds: tuple[float, float] | None = None
 
     @property
@@ -67,7 +68,7 @@ class Column(Record):
 
 
 class Spot(Record):
-    """A row's training after so many updates: its average over seeds, the gap closed, and what it had taken by then.
+    """A row's training after so many updates: its average over so many seeds, the gap closed, and what it had taken.
 
     `seconds` is the mean over seeds, `closed` the share of the experts' mean gain; None where it is not known.
     """
@@ -78,6 +79,7 @@ class Spot(Record):
     seconds: float | None
     average: float
     closed: float | None
+    seeds: int = 1
 
 
 class Reached(Record):
