@@ -383,7 +383,9 @@ def test_the_page_tells_who_reaches_whom_when(study):
     assert "| in a fifth | 20% of the passes | 20.0% |  |  | **holds** |" in text
     assert "| never so good | 20% of the passes | never |  |  | **fails** |" in text
     assert "| student | 1 | 0.750 |  | distill 4 | 400 | 8 | 1,400 | 0.500 (1,000) | distill 4 | 400 | 20.0% |" in text
-    assert "| mix | 1 | 0.700 |  | distill 20 | 2,000 |  | 2,000 | 0.700 (2,000) | distill 20 | 2,000 | 100.0% |" in text
+    assert (
+        "| mix | 1 | 0.700 |  | distill 20 | 2,000 |  | 2,000 | 0.700 (2,000) | distill 20 | 2,000 | 100.0% |" in text
+    )
     assert "0.700 after" in text and "| weak |" not in text
 
 
