@@ -170,8 +170,10 @@ def test_a_part_of_a_recipe_a_suite_or_a_launch_is_valid(page, text):
     tree = yaml.safe_load(text)
     if "compute_environment" in tree:
         assert ClusterConfig(**tree).num_processes % tree["num_machines"] == 0
-    elif "compute" in tree:
-        rows = {name: {"recipe": f"{name}.yaml"} for name in (*tree["compute"]["rows"], tree["compute"]["experts"])}
+    elif "claims" in tree:
+        spent = [*tree["compute"]["rows"], tree["compute"]["experts"]] if "compute" in tree else []
+        lines = [claim[key] for claim in tree["claims"] for key in ("of", "over", "expert") if key in claim]
+        rows = {name.partition("/")[0]: {"recipe": "r.yaml"} for name in (*spent, *lines)}
         assert validated(Suite, {"rows": rows, **tree}).claims
     else:
         assert isinstance(make_recipe({"base": "a/model", **tree}), Recipe)
