@@ -109,6 +109,14 @@ def test_a_line_of_two_seeds_is_their_mean_with_each_seed_s_own(studied, study):
         assert line.metrics[metric].mean == pytest.approx(np.mean(own))
 
 
+def test_experts_that_are_routed_are_each_on_its_own_metric(study):
+    routed = study.lines["experts/routed"].metrics
+    own = {name: study.lines[f"experts/teacher:{name}"].metrics[name] for name in MEANS}
+    assert {name: routed[name] for name in MEANS} == own and set(routed) == {*MEANS, AVERAGE}
+    assert routed[AVERAGE].mean == pytest.approx(np.mean([one.mean for one in own.values()]))
+    assert "student/routed" not in study.lines
+
+
 def test_what_is_not_run_is_missing(study):
     assert study.missing == ["later/seed-0"]
     assert study.verdicts[3].measured is None and study.verdicts[3].standing is None

@@ -13,7 +13,7 @@ from flowopd.session import Session
 from flowopd.stages.evaluate import PER_PROMPT
 from flowopd.stages.judging import Scores, counted, estimated, groups_of
 from flowopd.stages.sample import asked, evaluation_prompts, metric_prompts
-from flowopd.stages.study.records import Column, Drawing, Line
+from flowopd.stages.study.records import ROUTED, Column, Drawing, Line
 from flowopd.suite import Run
 
 
@@ -30,6 +30,18 @@ class Judged:
         self.groups = {name: groups_of(self.config.metrics[name], mine) for name, mine in self.prompts.items()}
         self.counted = counted(self.config)
         self._scores = _scores(runs)
+        self._scores |= self._routed()
+
+    def _routed(self) -> dict[str, Mapping[int, Scores]]:
+        """The experts together, each on the metric that it owns, where the row has them all: what a student would be
+        that does for every prompt what its expert does."""
+        owners = {name: f"{TEACHER}{metric.owner}" for name, metric in self.config.metrics.items() if metric.owner}
+        if {*self.counted} - {*owners} or {*owners.values()} - {*self._scores}:
+            return {}
+        seeds = set.intersection(*({*self._scores[owner]} for owner in owners.values()))
+        return {
+            ROUTED: {i: {name: self._scores[owner][i][name] for name, owner in owners.items()} for i in sorted(seeds)}
+        }
 
     @property
     def drawing(self) -> Drawing:
@@ -82,6 +94,8 @@ class Judged:
 
     def is_trained(self, model: str) -> bool:
         """Whether this row trained a model, so that another seed gives another."""
+        if model == ROUTED:
+            return any(teacher.train is not None for teacher in self._teachers.values())
         teacher = self._teachers.get(model.removeprefix(TEACHER)) if model.startswith(TEACHER) else None
         return model not in (BASE, MERGE) and (teacher is None or teacher.train is not None)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from flowopd.durable import replace_bytes, replace_picture
 from flowopd.results import BASE
-from flowopd.stages.study.records import Line, Spot, Study, label
+from flowopd.stages.study.records import ROUTED, Line, Spot, Study, label
 from flowopd.stages.summary import WALL, tiled
 from flowopd.suite import Compute, parted
 
@@ -114,7 +114,7 @@ def _with_experts(axes: Axes, curves: Mapping[str, Sequence[Spot]], taught: Mapp
 def forgetting(study: Study, row: str) -> Figure | None:
     """Models of a row against metrics: the difference of means to the base."""
     lines = {parted(name)[1]: line for name, line in study.lines.items() if parted(name)[0] == row}
-    base = lines.pop(BASE, None)
+    base, _ = lines.pop(BASE, None), lines.pop(ROUTED, None)
     if base is None or not lines:
         return None
     metrics = list(base.metrics)

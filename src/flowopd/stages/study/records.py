@@ -11,6 +11,9 @@ from flowopd.results import GRPO_MIX, STUDENT, Estimate
 from flowopd.stages.interference import Cosines
 from flowopd.suite import Claim, Closes, Compute, Pictures, Reach, Row, Table, parted
 
+ROUTED = "routed"
+"""The line of a row's experts together, each on the metric that it owns."""
+
 
 class Line(Record):
     """One model of a row: estimates over prompts of the mean over seeds, and each seed's own means."""
