@@ -182,6 +182,16 @@ def test_a_table_of_another_split_is_not_taken_for_the_row(studied, tmp_path, ca
     assert f"student/seed-0 is left out: it was made before a change of {change}" in capsys.readouterr().err
 
 
+def test_a_table_of_another_base_is_not_taken_for_the_row(studied, tmp_path):
+    runs = shutil.copytree(studied / "runs", tmp_path / "runs")
+    file = runs / "student" / "seed-0" / "results.json"
+    tree = json.loads(file.read_text())
+    tree["settings"]["sha256"]["base"] = 64 * "0"
+    file.write_text(json.dumps(tree))
+    (change,) = gather(studied / "all.yaml", runs).stale.values()
+    assert change.startswith("file of base (sha256 00000000 -> sha256 ")
+
+
 def test_a_cell_has_the_range_of_its_seeds(studied, study):
     line = study.lines["student/student"]
     text = (studied / "docs" / "RESULTS.md").read_text()
@@ -256,10 +266,13 @@ def test_of_another_run_in_its_place_nothing_stays(studied, tmp_path):
     kept, run = docs / "results" / "student" / "seed-1", studied / "runs" / "student" / "seed-1"
     (kept / "results.json").write_text((kept / "results.json").read_text().replace('"mean"', '"mean" '))
     (kept / "scores.json").write_text("{}")
+    (kept / "samples" / "9-student.png").write_bytes(b"of the other run")
+    (kept / "weights").write_bytes(b"no file of a study")
     runs = shutil.copytree(studied / "runs", tmp_path / "runs")
     (runs / "student" / "seed-1" / INTERFERENCE).unlink()
     write_study(studied / "all.yaml", runs, docs)
-    assert not (kept / INTERFERENCE).exists()
+    assert not (kept / INTERFERENCE).exists() and not (kept / "samples" / "9-student.png").exists()
+    assert (kept / "weights").exists()
     assert all((kept / name).read_bytes() == (run / name).read_bytes() for name in ("results.json", "scores.json"))
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from flowopd.configs import EvaluateConfig
-from flowopd.durable import remove_folder, replace_bytes
+from flowopd.durable import replace_bytes
 from flowopd.identity import differences, lasting, training
 from flowopd.manifest import MANIFEST, read_manifest
 from flowopd.recipe import Recipe, make_recipe
-from flowopd.results import Results
+from flowopd.results import BASE, Results
 from flowopd.session import Session
 from flowopd.stages.curve import CURVE
 from flowopd.stages.evaluate import PER_PROMPT, RESULTS
 from flowopd.stages.interference import INTERFERENCE
 from flowopd.stages.judging import settings_of
-from flowopd.stages.study.wall import tiles_of
+from flowopd.stages.study.wall import SAMPLES, tiles_of
 from flowopd.suite import Run, load_runs, load_suite, parted
 from flowopd.tracking import warn
 
@@ -44,7 +44,8 @@ def keep(suite: Path, runs: Path, folder: Path) -> None:
 def _copy(run: Run, kept: Run, names: Sequence[str]) -> None:
     """Copy these files of a run, as far as it has them; of another run in its place nothing stays."""
     if is_done(kept) and (kept.folder / RESULTS).read_bytes() != (run.folder / RESULTS).read_bytes():
-        remove_folder(kept.folder)
+        for file in (*(kept.folder / name for name in FOUND), *(kept.folder / SAMPLES).glob("*")):
+            file.unlink(missing_ok=True)
     for name in names:
         if (run.folder / name).exists():
             replace_bytes(kept.folder / name, (run.folder / name).read_bytes())
@@ -67,16 +68,18 @@ def changes(run: Run) -> str:
 
 
 def judged_otherwise(settings: Mapping[str, Any], run: Run, config: EvaluateConfig | None) -> str:
-    """How what a table or curve was judged on, by its settings, differs from what `config` asks for; empty if it does
-    not. What harmless settings, experts and judges are, is not asked."""
+    """How what a table or curve was judged on, by its settings, differs from what `config` asks for: prompts, base and
+    the settings that are not harmless; empty if it does not."""
     if config is None:
         return ""
     asked = settings_of(Session(run.recipe, run.folder), config)
     found = EvaluateConfig.model_validate(settings.get("evaluate", {"metrics": {}}))
-    then, now = ({**each, "evaluate": _lasting(one)} for each, one in ((settings, found), (asked, config)))
-    return differences(
-        *({name: each.get(name) for name in asked if name not in ("hash", "sha256")} for each in (then, now))
+    then, now = (
+        {name: each.get(name) for name in asked if name != "hash"}
+        | {"evaluate": _lasting(one), "sha256": {BASE: each.get("sha256", {}).get(BASE)}}
+        for each, one in ((settings, found), (asked, config))
     )
+    return differences(then, now)
 
 
 def _lasting(config: EvaluateConfig) -> dict[str, Any]:
