@@ -159,7 +159,8 @@ class Suite(Strict):
         if unknown:
             raise ValueError(f"there is no row {unknown[0]!r} to show; the rows are {', '.join(self.rows)}")
         if self.pictures.seesaw not in (None, *self.tables):
-            raise ValueError(f"there is no table {self.pictures.seesaw!r} to draw; there are {', '.join(self.tables)}")
+            known = ", ".join(self.tables) or "none"
+            raise ValueError(f"there is no table {self.pictures.seesaw!r} to draw; add it to `tables` (there: {known})")
         return self
 
 
@@ -199,7 +200,10 @@ def experts_recipe(suite: Suite, path: Path) -> Recipe | None:
 
 def load_suite(path: Path) -> Suite:
     """Raises ConfigError if the file is missing or no suite, and for unknown keys."""
-    return validated(Suite, read_tree(path), (), str(path))
+    tree = read_tree(path)
+    if tree and "rows" not in tree:
+        raise ConfigError(f"{path} has no `rows`, so it is a recipe and no suite; give a suite, or add them")
+    return validated(Suite, tree, (), str(path))
 
 
 def load_runs(path: Path, out: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Run]:

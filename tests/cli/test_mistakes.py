@@ -169,6 +169,7 @@ MISTAKES = {
     "a tracker that is not installed": ("run {recipe} --track trackio --out {out}", ["trackio", "pip install trackio"]),
     "a suite that is planned": ("plan {suite}", ["is a suite", "plan one of its recipes", "{recipe}"]),
     "a study of nothing": ("study {suite} --out {empty} --to {here}/to", ["no row of", "has results in {empty}"]),
+    "a recipe that is studied": ("study {recipe} --out {empty}", ["{recipe} has no `rows`", "give a suite"]),
     "a section that is misspelt": (
         "plan {recipe} --set distil.seed=1",
         ["given here: unknown key 'distil'", "'distill'"],
